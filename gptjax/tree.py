@@ -1,0 +1,143 @@
+"""Nested dicts of arrays: leaves by path, selection by pattern, counts, norms, digests.
+
+A path is the keys joined by '/'. Layers are stored in groups that are stacked over
+repeats: the key '1:12:2' under 'layers' holds layers 1, 3, ... 11 along axis 0.
+Patterns, imports and reports use the canonical name of each layer, such as
+'layers/7/attention/query'.
+"""
+
+import fnmatch
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.words import Array, Mistake, Tree
+
+
+def paths(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+  """Leaves by path, in the order of jax.tree.leaves."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf)
+  return {_join(path): leaf for path, leaf in flat}
+
+
+def _join(path: Iterable[Any]) -> str:
+  return '/'.join(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def map_paths(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+  """jax.tree.map of function(path, leaf, ...)."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *leaves: function(_join(path), *leaves), tree, *rest
+  )
+
+
+def canonical(path: str) -> list[str]:
+  """Per-layer names of a stored path: one, or as many as its group has repeats.
+
+  'layers/0:4:2/mlp/up' -> ['layers/0/mlp/up', 'layers/2/mlp/up'].
+  """
+  keys = path.split('/')
+  for i, key in enumerate(keys):
+    if i and keys[i - 1] == 'layers' and key.count(':') == 2:
+      layers = range(*map(int, key.split(':')))
+      return ['/'.join([*keys[:i], str(n), *keys[i + 1 :]]) for n in layers]
+  return [path]
+
+
+def layers(tree: Tree) -> dict[str, Array]:
+  """Leaves by canonical name, stacked ones cut into their layers."""
+  found = {}
+  for path, leaf in paths(tree).items():
+    names = canonical(path)
+    cut = [leaf] if names == [path] else [leaf[i] for i in range(len(names))]
+    found.update(zip(names, cut, strict=True))
+  return found
+
+
+def matches(path: str, pattern: str) -> bool:
+  """Whether a pattern covers a stored path: shell wildcards against canonical names.
+
+  A pattern without '/' also matches any single key: 'bias' covers '.../query/bias'.
+
+  Raises:
+    Mistake: the pattern covers some repeats of a stacked leaf, but not all.
+  """
+  hits = [
+    fnmatch.fnmatchcase(name, pattern)
+    or ('/' not in pattern and any(fnmatch.fnmatchcase(k, pattern) for k in keys))
+    for name, keys in ((n, n.split('/')) for n in canonical(path))
+  ]
+  if any(hits) and not all(hits):
+    raise Mistake(
+      f'pattern {pattern!r} splits the stacked leaf {path!r}: it matches '
+      f'{sum(hits)} of {len(hits)} layers; name all of them, or none.'
+    )
+  return all(hits)
+
+
+def select(tree: Tree, patterns: Mapping[str, Any] | Iterable[str], where: str) -> Tree:
+  """For each leaf the value of the first pattern that matches it, else None.
+
+  A list of patterns stands for {pattern: True}.
+
+  Raises:
+    Mistake: a pattern matches no leaf; `where` is the config key to name.
+  """
+  table = patterns if isinstance(patterns, Mapping) else dict.fromkeys(patterns, True)
+  unused = set(table)
+
+  def find(path: str, _: Any) -> Any:
+    value = None
+    for pattern, v in table.items():
+      if matches(path, pattern):
+        unused.discard(pattern)
+        value = v if value is None else value
+    return value
+
+  found = map_paths(find, tree)
+  if unused:
+    first = ', '.join(list(paths(tree))[:8])
+    raise Mistake(f'{where}: no leaf matches {sorted(unused)}. Leaves: {first}, ...')
+  return found
+
+
+def count(tree: Tree) -> int:
+  """Numbers in all leaves."""
+  return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def size(tree: Tree) -> int:
+  """Bytes of all leaves."""
+  leaves = jax.tree.leaves(tree)
+  return sum(int(np.prod(x.shape)) * np.dtype(x.dtype).itemsize for x in leaves)
+
+
+def norm(tree: Tree) -> Array:
+  """Euclidean norm over all leaves, in float32."""
+  squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+  return jnp.sqrt(sum(squares, jnp.float32(0)))
+
+
+def digest(tree: Tree) -> str:
+  """sha256 (hex) over paths, dtypes, shapes and bytes of all leaves."""
+  total = hashlib.sha256()
+  for path, leaf in sorted(paths(tree).items()):
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    leaf = np.ascontiguousarray(leaf)
+    total.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
+    total.update(leaf.tobytes())
+  return total.hexdigest()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """Leaves of nested mappings by dotted key, for configs: ('optim.lr', 3e-4)."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
