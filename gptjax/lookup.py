@@ -6,10 +6,10 @@ import difflib
 import importlib
 import inspect
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from gptjax.words import Mistake
+from gptjax.mistakes import Mistake
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
@@ -80,3 +80,12 @@ def make(room: str, config: Mapping[str, Any], where: str = '', **given: Any) ->
   if missing:
     raise Mistake(f'{where or room}: {name} needs {", ".join(missing)}.')
   return function(**{**config, **given})
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """Leaves of nested mappings by dotted key, for configs: ('optim.lr', 3e-4)."""
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from flatten(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value

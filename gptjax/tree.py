@@ -8,7 +8,7 @@ Patterns, imports and reports use the canonical name of each layer, such as
 
 import fnmatch
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -132,12 +132,3 @@ def digest(tree: Tree) -> str:
     total.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
     total.update(leaf.tobytes())
   return total.hexdigest()
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Leaves of nested mappings by dotted key, for configs: ('optim.lr', 3e-4)."""
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      yield from flatten(value, f'{prefix}{key}.')
-    else:
-      yield f'{prefix}{key}', value

@@ -14,6 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
+from gptjax.mistakes import Failure as Failure
+from gptjax.mistakes import Leave as Leave
+from gptjax.mistakes import Mistake as Mistake
+
 Array = jax.Array | np.ndarray
 Tree = Any  # Nested dicts (tuples, lists) of arrays.
 Params = dict[str, Any]  # Nested dicts of arrays, Lora or Int8 at the leaves.
@@ -29,21 +33,6 @@ Frozen = dict[str, Tree]  # Named trees that are not trained: base, reference, t
 #   advantages, behaviour [B, T]      rollouts: behaviour is log-probabilities, nats
 # Preferences add an axis N after B.
 Batch = dict[str, Array]
-
-
-class Mistake(Exception):  # noqa: N818 (a user's mistake is not an error of ours)
-  """A user's mistake: one line that says what is wrong, where, and what is allowed.
-
-  Commands print it without a traceback and exit with 2.
-  """
-
-
-class Leave(Exception):  # noqa: N818
-  """Stopped through no fault of the config: commands print it and exit with 75."""
-
-
-class Failure(Exception):  # noqa: N818
-  """The run cannot go on, and the same command again would not help: exit 1."""
 
 
 class Sum(NamedTuple):

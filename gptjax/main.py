@@ -1,0 +1,40 @@
+"""Trains what a config says; the same command again goes on where it stopped.
+
+  python -m gptjax.main --config=experiments/small.py
+  python -m gptjax.main --config=small:text=my/*.txt --workdir=runs/mine
+  python -m gptjax.main --config=small --config.optim.lr=3e-4
+
+Exit codes: 0 done, 1 failure, 2 a mistake in the command or the config, 75 stopped (run
+the same command again), 130 second Ctrl-C.
+"""
+
+import pathlib
+import types
+
+from gptjax import flags
+
+OPTIONS = {
+  'workdir': flags.Flag('', 'Run folder, local or gs:// [runs/NAME of the config].'),
+  'fresh': flags.Flag(False, 'Move an old run folder to NAME.1 and start anew.'),
+  'data': flags.DATA,
+}
+
+
+def main(values: types.SimpleNamespace) -> None:
+  """Trains."""
+  flags.huge_pages()
+  from gptjax import train  # JAX takes seconds to import; mistakes come first.
+
+  name = pathlib.Path(values.config_file.partition(':')[0]).stem
+  train.train(
+    values.config,
+    values.workdir or f'runs/{name}',
+    name=name,
+    overrides=values.overrides,
+    fresh=values.fresh,
+    data=values.data,
+  )
+
+
+if __name__ == '__main__':
+  flags.command(__doc__, main, OPTIONS, config=True)
