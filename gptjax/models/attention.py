@@ -1,51 +1,96 @@
-"""Attention: queries against keys, a softmax in float32, values summed.
+"""Attention: one function, several forms, one oracle.
 
-Letters: B rows, T queries, S slots of keys, H query heads, G key heads, K head size,
-M = H / G query heads that share a key head.
+  plain      attention_plain.py: the oracle; short rows, and queries against a cache
+  blockwise  attention_blockwise.py: any length and any mask in linear memory
+  cpu        attention_cpu.py: rectangles of the causal triangle
+  splash     attention_fused.py: the TPU's kernel
+  triton     attention_fused.py: the GPU's kernel
+
+Every form gives the numbers of `plain`, forward and backward.
 """
 
-import jax
-import jax.numpy as jnp
+from typing import Any
 
-from gptjax.words import Array
+import jax
+
+from gptjax import sharding
+from gptjax.lookup import nearest
+from gptjax.models import attention_blockwise, attention_cpu, attention_plain
+from gptjax.words import Mistake
+
+FORMS = ('plain', 'blockwise', 'cpu', 'splash', 'triton')
+
+# Scores [T, S] of a head that may exist at once against a cache.
+_SCORES = 1 << 20
 
 
 def attention(
-  q: Array,  # [B, T, H, K]
-  k: Array,  # [B, S, G, K]
-  v: Array,  # [B, S, G, K]
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
   *,
-  positions: Array | None = None,  # [B, T] int32 of the queries
-  slots: Array | None = None,  # [B, S] int32 of the keys
-  segments: tuple[Array, Array] | None = None,  # ([B, T], [B, S])
+  positions: jax.Array | None = None,
+  slots: jax.Array | None = None,
+  segments: tuple[jax.Array, jax.Array] | None = None,
   causal: bool = True,
   window: int | None = None,
   softcap: float | None = None,
   scale: float,
   form: str | None = None,
-) -> Array:
-  """Sums of the values of visible keys [B, T, H, K], in the dtype of q.
+) -> jax.Array:
+  """Mixes values by softmax(scale * q k), over the keys that each query may see.
 
-  A key is visible iff slot <= position (causal), position - slot < window, and both are
-  of one segment; a query that sees no key gets zeros.
+  A key is seen if it is of the query's segment, not ahead of it (if causal), and less
+  than `window` places away. Rows of packed documents need segments only: leave out
+  positions and slots, and blocks out of reach are never computed. A query that sees no
+  key gives zeros.
+
+  Args:
+    q: [B, T, H, K]; H is a multiple of G, and query head h reads key head h // (H / G).
+    k: [B, S, G, K].
+    v: [B, S, G, K].
+    positions: [B, T] places of the queries; None: 0, 1, ... T - 1.
+    slots: [B, S] places of the keys; None: 0, 1, ... S - 1.
+    segments: of the queries [B, T] and of the keys [B, S].
+    causal: False sees both ways.
+    window: places; the query's own counts. None: no limit.
+    softcap: squeezes scores into (-softcap, softcap) before the mask.
+    scale: of the scores.
+    form: one of FORMS; None: what is fast where the program will run.
+
+  Returns:
+    [B, T, H, K] in the dtype of v; scores and softmax are in float32.
+
+  Raises:
+    Mistake: an unknown form.
   """
-  del form
-  B, T, H, K = q.shape
-  S, G = k.shape[1:3]
-  q = q.reshape(B, T, G, H // G, K)
-  scores = jnp.einsum('BTGMK,BSGK->BGMTS', q, k, preferred_element_type=jnp.float32)
-  scores = scores * scale
-  if softcap:
-    scores = softcap * jnp.tanh(scores / softcap)
-  at = jnp.arange(T)[None] if positions is None else positions
-  to = jnp.arange(S)[None] if slots is None else slots
-  distance = at[:, :, None] - to[:, None, :]  # [B, T, S]
-  seen = distance >= 0 if causal else jnp.ones_like(distance, bool)
-  if window:
-    seen &= jnp.abs(distance) < window
-  if segments is not None:
-    seen = seen & (segments[0][:, :, None] == segments[1][:, None, :])
-  seen = seen[:, None, None]
-  weights = jax.nn.softmax(jnp.where(seen, scores, -1e30), -1)
-  weights = jnp.where(seen, weights, 0).astype(v.dtype)
-  return jnp.einsum('BGMTS,BSGK->BTGMK', weights, v).reshape(B, T, H, K)
+  aligned = positions is None and slots is None and q.shape[1] == k.shape[1]
+  form = form or _choose(q.shape[1], k.shape[1], aligned)
+  kinds: dict[str, Any] = dict(
+    causal=causal, window=window, softcap=softcap, scale=scale
+  )
+  places: dict[str, Any] = dict(positions=positions, slots=slots, segments=segments)
+  if form == 'plain':
+    p = attention_plain.probabilities(q, k, **places, **kinds)
+    return attention_plain.mix(p, v)
+  if form == 'blockwise':
+    return attention_blockwise.blockwise(q, k, v, **places, **kinds)
+  if form == 'cpu' and q.shape[1] == 1:
+    return attention_cpu.single(q, k, v, **places, **kinds)
+  if form not in FORMS:
+    raise Mistake(f'attention has no form {form!r}: {nearest(form, FORMS)}')
+  if not aligned:
+    raise ValueError(f'form {form!r} serves no cache: leave out positions and slots.')
+  return attention_cpu.triangle(q, k, v, segments=segments, **kinds)
+
+
+def _choose(T: int, S: int, aligned: bool) -> str:
+  """The form that is fast on the platform at hand, of those that serve the shapes."""
+  platform = sharding.platform()
+  if platform == 'cpu' and T == 1:
+    return 'cpu'
+  if not aligned:
+    return 'plain' if T * S <= _SCORES else 'blockwise'
+  if platform == 'cpu' and T <= attention_cpu.LONGEST:
+    return 'cpu'
+  return 'blockwise'
