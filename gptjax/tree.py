@@ -66,11 +66,7 @@ def matches(path: str, pattern: str) -> bool:
   Raises:
     Mistake: the pattern covers some repeats of a stacked leaf, but not all.
   """
-  hits = [
-    fnmatch.fnmatchcase(name, pattern)
-    or ('/' not in pattern and any(fnmatch.fnmatchcase(k, pattern) for k in keys))
-    for name, keys in ((n, n.split('/')) for n in canonical(path))
-  ]
+  hits = [_covers(pattern, name) for name in canonical(path)]
   if any(hits) and not all(hits):
     raise Mistake(
       f'pattern {pattern!r} splits the stacked leaf {path!r}: it matches '
@@ -79,24 +75,48 @@ def matches(path: str, pattern: str) -> bool:
   return all(hits)
 
 
-def select(tree: Tree, patterns: Mapping[str, Any] | Iterable[str], where: str) -> Tree:
-  """For each leaf the value of the first pattern that matches it, else None.
+def _covers(pattern: str, name: str) -> bool:
+  keys = [] if '/' in pattern else name.split('/')
+  return any(fnmatch.fnmatchcase(n, pattern) for n in (name, *keys))
 
-  A list of patterns stands for {pattern: True}.
+
+def select(
+  tree: Tree,
+  patterns: Mapping[str, Any] | Iterable[str],
+  where: str,
+  default: Callable[[str], Any] = lambda path: None,
+) -> Tree:
+  """For each leaf the value of the first pattern that matches it, else its default.
+
+  A list of patterns stands for {pattern: True}. Where numbers differ between the layers
+  of a stacked leaf [R, ...], its value is a float32 array [R, 1, ...] of as many axes.
+
+  Args:
+    tree: arrays, or their shapes.
+    patterns: values by pattern, or patterns.
+    where: the config key, for mistakes.
+    default: the value of a leaf (by its stored path) that no pattern matches.
 
   Raises:
-    Mistake: a pattern matches no leaf; `where` is the config key to name.
+    Mistake: a pattern matches no leaf, or values other than numbers differ between the
+      layers of a stacked leaf.
   """
   table = patterns if isinstance(patterns, Mapping) else dict.fromkeys(patterns, True)
   unused = set(table)
 
-  def find(path: str, _: Any) -> Any:
-    value = None
-    for pattern, v in table.items():
-      if matches(path, pattern):
-        unused.discard(pattern)
-        value = v if value is None else value
-    return value
+  def find(path: str, leaf: Any) -> Any:
+    names = canonical(path)
+    hits = [[p for p in table if _covers(p, name)] for name in names]
+    unused.difference_update(*hits)
+    values = [table[found[0]] if found else default(path) for found in hits]
+    if all(value == values[0] for value in values):
+      return values[0]
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+      raise Mistake(
+        f'{where} splits the stacked leaf {path!r}: its patterns match '
+        f'{sum(map(bool, hits))} of {len(hits)} layers; name all of them, or none.'
+      )
+    return np.asarray(values, np.float32).reshape(-1, *(1,) * (len(leaf.shape) - 1))
 
   found = map_paths(find, tree)
   if unused:
