@@ -1,0 +1,76 @@
+"""What stands on the trunk: logits of the next token, of classes, a value.
+
+Letters: D width, V vocabulary padded, C classes.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from gptjax.models.linear import linear
+from gptjax.models.settings import Settings
+from gptjax.models.weight import weight
+from gptjax.words import Array, Params
+
+
+class Heads(nn.Module):
+  """Outputs by name from hidden [..., D], all in float32; `only` one, or all.
+
+  lm: logits [..., V], -inf past the vocabulary; classes: [..., C]; values: [...].
+  """
+
+  c: Settings
+
+  @nn.compact
+  def __call__(
+    self, hidden: Array, tokens: Array, only: str | None = None
+  ) -> dict[str, Array]:
+    makers = {'lm': self.lm, 'classes': self.classes, 'values': self.values}
+    wanted = self.c.outputs if only is None else (only,)
+    return {name: makers[name](hidden, tokens) for name in wanted}
+
+  def lm(self, hidden: Array, tokens: Array) -> Array:
+    """Logits of the next token; `tokens` [V, D] is the embedding's table."""
+    c, (D, V) = self.c, (self.c.embed, self.c.padded)
+    if c.tied:
+      logits = linear(hidden, tokens, '...D,VD->...V', dtype=jnp.float32)
+    else:
+      w = weight(self, 'lm', (D, V), ('embed', 'vocab'), c.inner(D))
+      logits = linear(hidden, w, '...D,DV->...V', dtype=jnp.float32)
+    if c.final_softcap:
+      logits = c.final_softcap * jnp.tanh(logits / c.final_softcap)
+    if c.vocab == V:
+      return logits
+    used = (jnp.arange(V) < c.vocab).reshape((1,) * (logits.ndim - 1) + (V,))
+    return jnp.where(used, logits, -jnp.inf)
+
+  def classes(self, hidden: Array, tokens: Array) -> Array:
+    """Logits of classes."""
+    del tokens
+    c, (D, C) = self.c, (self.c.embed, self.c.classes)
+    w = weight(self, 'classes', (D, C), ('embed', None), c.inner(D))
+    bias = weight(self, 'classes_bias', (C,), (None,), nn.initializers.zeros)
+    return linear(hidden, w, '...D,DC->...C', bias, dtype=jnp.float32)
+
+  def values(self, hidden: Array, tokens: Array) -> Array:
+    """One number for each hidden state: a value or a reward."""
+    del tokens
+    c, D = self.c, self.c.embed
+    w = weight(self, 'values', (D, 1), ('embed', None), c.inner(D))
+    bias = weight(self, 'values_bias', (1,), (None,), nn.initializers.zeros)
+    return linear(hidden, w, '...D,DC->...C', bias, dtype=jnp.float32)[..., 0]
+
+
+def make_heads(c: Settings) -> Mapping[str, Callable[[Params, Array], Array]]:
+  """Each head as a function of (params, hidden)."""
+
+  def make(name: str) -> Callable[[Params, Array], Array]:
+    def head(params: Params, hidden: Array) -> Array:
+      own = {'params': params.get('heads', {})}
+      tokens = params['embed']['tokens']
+      return Heads(c).apply(own, hidden, tokens, name)[name]
+
+    return head
+
+  return {name: make(name) for name in c.outputs}
