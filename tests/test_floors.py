@@ -10,10 +10,10 @@ PACKAGE = ROOT / 'gptjax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 FLOORS = [
-  ['words', 'mistakes', 'lookup', 'tree'],
+  ['words', 'mistakes', 'lookup', 'tree', 'files', 'manifest', 'steps'],
   [
-    'sharding', 'optim', 'metrics', 'progress', 'checkpoint', 'manifest', 'folder',
-    'tokenizers', 'sources',
+    'sharding', 'optim', 'metrics', 'progress', 'checkpoint', 'folder', 'tokenizers',
+    'sources',
   ],
   ['models', 'tasks'],
   ['data', 'generate', 'objectives', 'interop', 'safety'],
