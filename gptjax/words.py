@@ -101,14 +101,22 @@ class Objective(Protocol):
   """What is minimised: sums with their counts, never means."""
 
   def __call__(
-    self, model: Model, params: Params, frozen: Frozen, batch: Batch, key: Array | None
+    self,
+    model: Model,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    key: jax.Array | None,  # None: no dropout.
   ) -> tuple[Array, Array, Metrics]:
     """The loss summed, the weight to divide it by, metrics."""
     ...
 
 
 class Optimizer(NamedTuple):
-  """`update(grads, opt_state, params) -> (params, opt_state)`, new ones.
+  """`update(grads, opt_state, params, step) -> (params, opt_state)`, new ones.
+
+  `step` is the number of updates done before: the learning rate hangs on it alone, and
+  not on opt_state, which a skipped update leaves as it was.
 
   `weights(opt_state, params, frozen)` is the whole tree that evaluators, rollouts,
   generation and export see: averages and adapters are hidden behind it.
@@ -117,7 +125,7 @@ class Optimizer(NamedTuple):
   """
 
   init: Callable[[Params], Tree]
-  update: Callable[[Params, Tree, Params], tuple[Params, Tree]]
+  update: Callable[[Params, Tree, Params, Array], tuple[Params, Tree]]
   weights: Callable[[Tree, Params, Frozen], Params]
   rate: Callable[[Array], Array]
   axes: Callable[[Tree], Tree]
@@ -196,12 +204,23 @@ class Task(Protocol):
 class Tokenizer(Protocol):
   """Text to ids and back, losslessly; user text never becomes a control token."""
 
-  name: str
-  size: int  # Ids in use; the model pads it to a multiple of 128.
-  start: int  # Id before a document.
-  end: int  # Id after a document.
-  controls: Mapping[str, int]  # Control tokens by name, start and end among them.
-  digest: str  # sha256 (hex) of what decides the ids.
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def size(self) -> int: ...  # Ids in use; the model pads it to a multiple of 128.
+
+  @property
+  def start(self) -> int: ...  # Id before a document.
+
+  @property
+  def end(self) -> int: ...  # Id after a document.
+
+  @property
+  def controls(self) -> Mapping[str, int]: ...  # By name; start and end among them.
+
+  @property
+  def digest(self) -> str: ...  # sha256 (hex) of what decides the ids.
 
   def encode(self, text: str) -> np.ndarray: ...  # int32, no control tokens
 
