@@ -131,7 +131,7 @@ def _cuts(mesh: Mesh, axes: Sequence[str]) -> int:
   return math.prod(mesh.shape[axis] for axis in axes)
 
 
-def shard(x: Array, *names: str | None) -> Array:
+def shard(x: jax.Array, *names: str | None) -> jax.Array:
   """Constrains an activation to the rules; without a mesh, or with one device, x."""
   place = _PLACE.get(None)
   if place is None or place.mesh.size == 1:

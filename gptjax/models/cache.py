@@ -6,11 +6,12 @@ Letters: R repeats of a group, B rows, T new tokens, S slots, G key heads, K hea
 from typing import Any
 
 import jax.numpy as jnp
+from jax import Array
 
 from gptjax import sharding
 from gptjax.models.settings import Settings
 from gptjax.models.structure import groups
-from gptjax.words import Array, Cache
+from gptjax.words import Cache
 
 
 def new_cache(c: Settings, rows: int, length: int, dtype: Any = None) -> Cache:

@@ -6,8 +6,7 @@ devices change what is dropped.
 
 import jax
 import jax.numpy as jnp
-
-from gptjax.words import Array
+from jax import Array
 
 
 def dropout(x: Array, rate: float, key: Array | None, rows: Array) -> Array:

@@ -3,22 +3,20 @@
 Letters: D width, V vocabulary padded, C classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from gptjax.models.linear import linear
 from gptjax.models.settings import Settings
-from gptjax.models.weight import weight
-from gptjax.words import Array, Params
+from gptjax.models.weight import apply, weight
+from gptjax.words import Params
 
 
 class Heads(nn.Module):
-  """Outputs by name from hidden [..., D], all in float32; `only` one, or all.
-
-  lm: logits [..., V], -inf past the vocabulary; classes: [..., C]; values: [...].
-  """
+  """Weights and outputs of the heads that the settings name."""
 
   c: Settings
 
@@ -26,6 +24,10 @@ class Heads(nn.Module):
   def __call__(
     self, hidden: Array, tokens: Array, only: str | None = None
   ) -> dict[str, Array]:
+    """Outputs by name from hidden [..., D], all in float32; `only` one, or all.
+
+    lm: logits [..., V], -inf past the vocabulary; classes: [..., C]; values: [...].
+    """
     makers = {'lm': self.lm, 'classes': self.classes, 'values': self.values}
     wanted = self.c.outputs if only is None else (only,)
     return {name: makers[name](hidden, tokens) for name in wanted}
@@ -62,14 +64,13 @@ class Heads(nn.Module):
     return linear(hidden, w, '...D,DC->...C', bias, dtype=jnp.float32)[..., 0]
 
 
-def make_heads(c: Settings) -> Mapping[str, Callable[[Params, Array], Array]]:
+def make_heads(c: Settings) -> dict[str, Callable[..., Array]]:
   """Each head as a function of (params, hidden)."""
 
   def make(name: str) -> Callable[[Params, Array], Array]:
     def head(params: Params, hidden: Array) -> Array:
-      own = {'params': params.get('heads', {})}
       tokens = params['embed']['tokens']
-      return Heads(c).apply(own, hidden, tokens, name)[name]
+      return apply(Heads(c), params.get('heads', {}), hidden, tokens, name)[name]
 
     return head
 

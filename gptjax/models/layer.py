@@ -1,7 +1,6 @@
 """One layer: attention and MLP, each added to the trunk, with their norms.
 
-Letters: B rows, T tokens, S slots, D width, H query heads, G key heads, K head size,
-M = H / G query heads that share a key head.
+Letters: B rows, T tokens, S slots, D width, H query heads, G key heads, K head size.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,9 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from gptjax.models.attention import attention
+from gptjax.models.attention_plain import mix, probabilities
 from gptjax.models.cache import write
 from gptjax.models.dropout import dropout
 from gptjax.models.linear import linear
@@ -22,9 +23,8 @@ from gptjax.models.rope import rotate
 from gptjax.models.settings import Settings
 from gptjax.models.weight import weight
 from gptjax.sharding import shard
-from gptjax.words import Array
 
-# What may be watched and edited, by name: where it is taken and its shape.
+# What may be watched and edited, by name.
 WATCHED = {
   'query': 'the queries, turned [B, T, H, K]',
   'key': 'the keys, turned [B, T, G, K]',
@@ -78,7 +78,7 @@ class _Tap(NamedTuple):
 
 
 class Attention(nn.Module):
-  """Attention with its four products: x [B, T, D] -> [B, T, D], new (keys, values)."""
+  """Attention with its four products."""
 
   c: Settings
   kind: str
@@ -87,6 +87,7 @@ class Attention(nn.Module):
   def __call__(
     self, x: Array, run: Pass, tap: _Tap, stored: tuple[Array, Array] | None
   ) -> tuple[Array, tuple[Array, Array] | None]:
+    """x [B, T, D] -> [B, T, D], and the stored (keys, values) with the new ones."""
     c, (D, H, K) = self.c, (self.c.embed, self.c.heads, self.c.head)
     q = self.heads_of(x, 'query', H, 'heads')
     k = self.heads_of(x, 'key', c.kv_heads, 'kv_heads')
@@ -98,7 +99,7 @@ class Attention(nn.Module):
     if self.kind in run.turns:
       q, k = rotate(q, *run.turns[self.kind]), rotate(k, *run.turns[self.kind])
     q, k, v = tap('query', q), tap('key', k), tap('value', v)
-    if stored is not None:
+    if stored is not None and run.writes is not None:
       k, v = stored = write(stored[0], k, run.writes), write(stored[1], v, run.writes)
     y = tap('heads', self.attend(q, k.astype(q.dtype), v.astype(q.dtype), run, tap))
     y = checkpoint_name(shard(y, 'batch', 'length', 'act_heads', None), 'attention')
@@ -139,43 +140,12 @@ class Attention(nn.Module):
     if not run.plain and (run.key is None or not c.attention_dropout):
       return attention(q, k, v, **options)
     weights = tap('attention', probabilities(q, k, **options))
-    weights = tap.drop(2, c.attention_dropout, weights).astype(v.dtype)
-    v = jnp.repeat(v, q.shape[2] // v.shape[2], 2)
-    return jnp.einsum('BHTS,BSHK->BTHK', weights, v)
-
-
-def probabilities(
-  q: Array,
-  k: Array,
-  *,
-  causal: bool,
-  window: int | None,
-  softcap: float | None,
-  scale: float,
-  positions: Array | None = None,
-  slots: Array | None = None,
-  segments: tuple[Array, Array] | None = None,
-) -> Array:
-  """What `attention` weighs its values with, whole [B, H, T, S], float32."""
-  k = jnp.repeat(k, q.shape[2] // k.shape[2], 2)
-  scores = jnp.einsum('BTHK,BSHK->BHTS', q, k, preferred_element_type=jnp.float32)
-  scores = scores * scale
-  if softcap:
-    scores = softcap * jnp.tanh(scores / softcap)
-  at = jnp.arange(q.shape[1])[None] if positions is None else positions
-  to = jnp.arange(k.shape[1])[None] if slots is None else slots
-  ahead = at[:, :, None] - to[:, None, :]  # [B, T, S] tokens that the key lies behind
-  seen = ahead >= 0 if causal else jnp.ones_like(ahead, bool)
-  if window:
-    seen &= ahead < window
-  if segments is not None:
-    seen = seen & (segments[0][:, :, None] == segments[1][:, None, :])
-  seen = seen[:, None]
-  return jnp.where(seen, jax.nn.softmax(jnp.where(seen, scores, -1e30), -1), 0)
+    weights = tap.drop(2, c.attention_dropout, weights)
+    return mix(weights, v)
 
 
 class Layer(nn.Module):
-  """x [B, T, D] -> x after the layer, its (keys, values), what was watched."""
+  """Attention and MLP, each added to the trunk."""
 
   c: Settings
   kind: str
@@ -184,6 +154,7 @@ class Layer(nn.Module):
   def __call__(
     self, x: Array, run: Pass, number: Array, stored: tuple[Array, Array] | None
   ) -> tuple[Array, tuple[Array, Array] | None, dict[str, Array]]:
+    """x [B, T, D] -> x after the layer, its (keys, values), what was watched."""
     c = self.c
     tap = _Tap(run, number, {})
     block = Attention(c, self.kind, name='attention')

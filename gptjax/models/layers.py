@@ -8,12 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
+from gptjax.models import weight
 from gptjax.models.layer import Layer, Pass
 from gptjax.models.settings import Settings
 from gptjax.models.structure import Group, groups
-from gptjax.models.weight import split
-from gptjax.words import Array, Cache, Tree
+from gptjax.words import Cache, Tree
 
 Stored = tuple[Any, Any] | None  # Keys and values of one layer, or of a group.
 Step = Callable[[Array, tuple[Any, ...]], tuple[Array, Any]]
@@ -43,8 +44,8 @@ def init_layers(c: Settings, key: Array) -> tuple[Tree, Tree]:
         )
         return made['params']
 
-      numbers = jnp.arange(*map(int, name.split(':')))
-      params[name], axes[name] = split(jax.vmap(one)(numbers), 'layers')
+      numbers = jnp.array(range(*map(int, name.split(':'))))
+      params[name], axes[name] = weight.split(jax.vmap(one)(numbers), 'layers')
   return params, axes
 
 
@@ -63,9 +64,9 @@ def apply_layers(
       stored = tuple((cache.keys[n], cache.values[n]) for n in group.names)
     x, stored, watched = _apply_group(c, group, weights, x, run, stored)
     seen.append(watched)
-    if cache is not None:
-      for name, (k, v) in zip(group.names, stored, strict=True):
-        keys[name], values[name] = k, v
+    for name, pair in zip(group.names, stored, strict=True):
+      if pair is not None:
+        keys[name], values[name] = pair
   watched = {name: jnp.concatenate([s[name] for s in seen]) for name in run.watch}
   return x, keys, values, watched
 
@@ -105,7 +106,7 @@ def _make_step(c: Settings, kinds: Sequence[str], run: Pass, scanned: bool) -> S
 
   def layer(kind: str) -> Callable[..., Any]:
     def apply(p: Any, x: Array, number: Array, stored: Stored) -> Any:
-      return Layer(c, kind).apply({'params': p}, x, run, number, stored)
+      return weight.apply(Layer(c, kind), p, x, run, number, stored)
 
     if c.remat == 'none':
       return apply

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from gptjax import sharding
 from gptjax.models.weight import lift
-from gptjax.words import Array
 
 
 @functools.partial(

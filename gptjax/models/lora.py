@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from gptjax import tree
 from gptjax.models.linear import Lora
-from gptjax.words import Array, Mistake, Params, Tree
+from gptjax.words import Mistake, Params, Tree
 
 _PAIR = {'a', 'b'}
 

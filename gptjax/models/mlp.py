@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import jax
 from flax import linen as nn
+from jax import Array
 
 from gptjax.models.linear import linear
 from gptjax.models.settings import Settings
 from gptjax.models.weight import weight
-from gptjax.words import Array
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'silu': jax.nn.silu,
@@ -23,12 +23,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class Mlp(nn.Module):
-  """[..., D] -> [..., D] through F units."""
+  """Two products with an activation between, or three when gated."""
 
   c: Settings
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    """[..., D] -> [..., D]."""
     c, D, F = self.c, self.c.embed, self.c.mlp
 
     def into(name: str) -> Array:

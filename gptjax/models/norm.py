@@ -3,19 +3,20 @@
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from gptjax.models.settings import Settings
 from gptjax.models.weight import lift, weight
-from gptjax.words import Array
 
 
 class Norm(nn.Module):
-  """The norm of the settings over the last axis; returns x's dtype."""
+  """The norm of the settings."""
 
   c: Settings
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
+    """x [..., D] normed over its last axis, in float32; returned in x's dtype."""
     c, shape = self.c, (x.shape[-1],)
     init = nn.initializers.zeros if c.norm_offset else nn.initializers.ones
     scale = weight(self, 'scale', shape, ('norm',), init)

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from gptjax.lookup import nearest
-from gptjax.words import Array, Mistake
+from gptjax.words import Mistake
 
 Frequencies = tuple[np.ndarray, float]  # [K/2] radians a token; factor of cos and sin.
 

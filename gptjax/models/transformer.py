@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import Array
 
 from gptjax.lookup import nearest
 from gptjax.models import rope
@@ -31,9 +32,9 @@ from gptjax.models.linear import rows
 from gptjax.models.norm import Norm
 from gptjax.models.settings import Settings, make_settings
 from gptjax.models.structure import groups
-from gptjax.models.weight import split, weight
+from gptjax.models.weight import apply, split, weight
 from gptjax.sharding import shard
-from gptjax.words import Array, Batch, Cache, Mistake, Model, Params, Tree
+from gptjax.words import Batch, Cache, Mistake, Model, Params, Tree
 
 
 def transformer(*, preset: str | None = None, **settings: Any) -> Model:
@@ -59,7 +60,7 @@ def transformer(*, preset: str | None = None, **settings: Any) -> Model:
 
 
 class Embed(nn.Module):
-  """Tokens [B, T] -> [B, T, D], with their positions' and kinds' embeddings."""
+  """The tables of tokens, positions and kinds."""
 
   c: Settings
 
@@ -71,6 +72,7 @@ class Embed(nn.Module):
     kinds: Array | None,
     prefix: Array | None = None,
   ) -> Array:
+    """Tokens [B, T], after the prefix [B, P, D] if any -> [B, P + T, D]."""
     c, D = self.c, self.c.embed
     init = nn.initializers.normal(c.init_std)
     table = weight(self, 'tokens', (c.padded, D), ('vocab', 'embed'), init)
@@ -139,19 +141,18 @@ def _make_hidden(c: Settings) -> Callable[..., Any]:
       if name not in WATCHED:
         raise Mistake(f'watch: no {name!r}: {nearest(name, WATCHED)}')
     run, places = _make_pass(c, batch, key, cache, tuple(watch), edit)
-    prefix = batch.get('prefix')
-    inputs = (batch['tokens'], places, batch.get('kinds'), prefix)
-    x = Embed(c).apply({'params': params['embed']}, *inputs)
+    inputs = (batch['tokens'], places, batch.get('kinds'), batch.get('prefix'))
+    x = apply(Embed(c), params['embed'], *inputs)
     if key is not None:
       x = dropout(x, c.dropout, jax.random.fold_in(key, c.layers), run.rows)
     x = shard(x, 'batch', 'length', None)
     x, keys, values, seen = apply_layers(c, params['layers'], x, run, cache)
-    if cache is not None:
+    if cache is not None and run.writes is not None:
       filled = jnp.sum(run.writes < _slots(cache), 1, dtype=jnp.int32)
       cache = Cache(keys, values, cache.lengths + filled)
-    x = Norm(c).apply({'params': params['norm']}, x)
-    if prefix is not None:
-      x = x[:, prefix.shape[1] :]
+    x = apply(Norm(c), params['norm'], x)
+    if 'prefix' in batch:
+      x = x[:, batch['prefix'].shape[1] :]
     return x, cache, {'watch': seen} if watch else {}
 
   return hidden
@@ -171,22 +172,23 @@ def _make_pass(
   edit: Callable[[Array, str, Array], Array] | None,
 ) -> tuple[Pass, Array]:
   """What the layers share, and the positions of prefix and tokens."""
-  B, T = batch['tokens'].shape
-  P = batch['prefix'].shape[1] if 'prefix' in batch else 0
+  arrays: dict[str, Array] = {k: jnp.asarray(v) for k, v in batch.items()}
+  B, T = arrays['tokens'].shape
+  P = arrays['prefix'].shape[1] if 'prefix' in arrays else 0
   steps = jnp.arange(P + T, dtype=jnp.int32)[None]  # [1, P + T]
-  segments = batch.get('segments')
+  segments = arrays.get('segments')
   if segments is not None and P:
     segments = jnp.concatenate([jnp.repeat(segments[:, :1], P, 1), segments], 1)
   slots = writes = None
   if cache is not None:
-    slots = cache.lengths[:, None] + steps
+    slots = jnp.asarray(cache.lengths)[:, None] + steps
     writes = slots
     if segments is not None:
       writes = jnp.where(segments != 0, slots, _slots(cache))
     segments = None
   places = steps if slots is None else slots
-  if 'positions' in batch:
-    own = batch['positions'] + P
+  if 'positions' in arrays:
+    own = arrays['positions'] + P
     lead = jnp.broadcast_to(places[:, :P], (B, P))
     places = jnp.concatenate([lead, own], 1)
   turns = {}
@@ -195,7 +197,7 @@ def _make_pass(
       own = kind == 'local' and c.local_theta
       theta, scaling = (c.local_theta, None) if own else (c.theta, c.rope)
       turns[kind] = rope.tables(places, c.head, theta, scaling)
-  draws = batch.get('rows')
+  draws = arrays.get('rows')
   draws = jnp.arange(B) if draws is None else draws
   return Pass(draws, turns, segments, slots, writes, key, watch, edit), places
 
@@ -216,9 +218,7 @@ def flops(c: Settings, shape: Sequence[int]) -> float:
   for kind in set(c.pattern):
     window = min(c.window if kind == 'local' else T, T)
     early = window * (window + 1) / 2
-    causal = early + (T - window) * window
-    pairs[kind] = causal if c.causal else 2 * causal - T * 1.0
-    if kind == 'global' and not c.causal:
-      pairs[kind] = float(T * T)
+    behind = early + (T - window) * window
+    pairs[kind] = behind if c.causal else 2 * behind - T
   seen = sum(pairs[kind] * g.repeats for g in groups(c) for kind in g.kinds)
   return float(2 * weights * B * T + 4 * H * K * B * seen)

@@ -1,4 +1,4 @@
-"""A weight is one line: its name, shape, the logical names of its axes, its initializer.
+"""A weight is one line: its name, shape, logical names of its axes, initializer.
 
 Initial values, abstract shapes and the tree of axis names all come from that line:
 
@@ -8,21 +8,22 @@ Initial values, abstract shapes and the tree of axis names all come from that li
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
+from jax import Array
 
-from gptjax.words import Array, Tree
+from gptjax.words import Params, Tree
 
 Init = Callable[..., jax.Array]  # (key, shape, dtype) -> array
 
 
-class _Named(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
+class _Named(struct.PyTreeNode, nn.meta.AxisMetadata):
   """An array and the names of its axes; lives from a block's init to `split` only."""
 
   value: Any
-  names: tuple[str | None, ...] = flax.struct.field(pytree_node=False)
+  names: tuple[str | None, ...] = struct.field(pytree_node=False)
 
   def unbox(self) -> Any:
     """The array."""
@@ -52,6 +53,11 @@ def weight(
   if module.has_variable('params', name):
     return module.get_variable('params', name)
   return module.param(name, lambda key: _Named(init(key, shape, jnp.float32), axes))
+
+
+def apply(module: nn.Module, params: Params, *args: Any) -> Any:
+  """What the module gives for args, with its weights in `params`."""
+  return module.apply({'params': params}, *args)
 
 
 def split(tree: Tree, *outer: str) -> tuple[Tree, Tree]:
