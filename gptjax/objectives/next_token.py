@@ -1,0 +1,52 @@
+"""Next-token prediction: cross-entropy in nats, with z-loss and label smoothing.
+
+Source: Bengio et al. 2003; the terms of the loss are models/loss.py's.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.models.loss import cross_entropy
+from gptjax.words import Array, Batch, Frozen, Metrics, Model, Objective, Params, Sum
+
+
+def next_token(
+  z_loss: float = 0.0, smoothing: float = 0.0, chunk: int = 1024
+) -> Objective:
+  """Weighted nats of the targets, summed; the weight is that of the targets.
+
+  Metrics: nats (no z-loss, no smoothing) and accuracy, each per target by weight, and
+  the model's own sums.
+
+  Args:
+    z_loss: factor of log_z^2, about 1e-4.
+    smoothing: share of the target's probability spread over the vocabulary.
+    chunk: tokens whose logits are there at a time.
+  """
+
+  def objective(
+    model: Model, params: Params, frozen: Frozen, batch: Batch, key: jax.Array | None
+  ) -> tuple[Array, Array, Metrics]:
+    del frozen
+    hidden, _, aux = model.hidden(params, batch, key=key)  # [B, T, D]
+    weights = jnp.asarray(batch['weights'], jnp.float32)  # [B, T]
+    head: Any = functools.partial(model.heads['lm'], params)
+    loss = cross_entropy(
+      head,
+      jnp.asarray(hidden),
+      jnp.asarray(batch['targets']),
+      weights,
+      z_loss=z_loss,
+      smoothing=smoothing,
+      chunk=chunk,
+    )
+    weight = jnp.sum(weights)
+    metrics: Metrics = {k: m for k, m in aux.items() if isinstance(m, Sum)}
+    metrics['nats'] = Sum(jnp.sum(weights * loss.nats), weight)
+    metrics['accuracy'] = Sum(jnp.sum(weights * loss.correct), weight)
+    return loss.total, weight, metrics
+
+  return objective
