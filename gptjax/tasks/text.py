@@ -1,0 +1,187 @@
+"""Documents of any format: text files, JSON lines, Parquet, TFDS, Hugging Face."""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from gptjax.lookup import nearest
+from gptjax.sources import hf, jsonl, names, parquet, tfds
+from gptjax.sources import text as sources_text
+from gptjax.sources.records import Records, check_on_bad
+from gptjax.tasks import split as splitting
+from gptjax.tasks.find import SETS, data_folder, find_data
+from gptjax.tasks.split import Documents
+from gptjax.words import Mistake, Text
+
+_FORMATS = ('text', 'jsonl', 'parquet', 'tfds', 'hf')
+_BY = ('hash', 'position')
+
+
+def text(
+  path: str,
+  split: str = 'train',
+  document: str = 'file',
+  field: str = 'text',
+  format: str | None = None,
+  splits: Mapping[str, float] | None = None,
+  by: str = 'hash',
+  val_path: str | None = None,
+  on_bad: str = 'error',
+  data: str | None = None,
+) -> Documents:
+  """The task of plain documents: example(i) is a Text.
+
+  path: a file, a folder, a glob (`**` crosses folders), several separated by commas;
+    'tfds:NAME@SPLIT', 'hf:NAME:CONFIG@SPLIT' (SPLIT is train if not said); a set of
+    the folder of data sets, such as 'tinyshakespeare'.
+  split: train, val, test or all.
+  document: file, paragraph or line; of text files only.
+  field: of JSON lines, Parquet, TFDS and HF records: the one that holds the text.
+  format: text, jsonl, parquet, tfds or hf; None is told from the name.
+  splits: fractions of val and test; 0 is none.
+  by: hash of each document, or position in the whole text. By position one document
+    alone is cut itself, to the byte.
+  val_path: a file of its own for val; train and test then share the rest.
+  on_bad: error, or skip: bad records are passed over and counted in `skipped`.
+  data: the folder of data sets; None is GPTJAX_DATA.
+
+  Raises:
+    Mistake: nothing found, bad input, an empty split (with what to change).
+  """
+  check_on_bad(on_bad)
+  _check('split', split, splitting.NAMES)
+  _check('by', by, _BY)
+  shares = splitting.fractions(splits)
+  if val_path:
+    shares = {**shares, 'val': 0.0}
+    if split == 'val':
+      path, split = val_path, 'all'
+  records, kind = _open(path, document, field, format, on_bad, data)
+  found = splitting.survey(records, functools.partial(_content, records, field), on_bad)
+  skipped = records.skipped + found.skipped
+  if not len(found.indices):
+    raise Mistake(f'{path} holds no document ({skipped} bad ones skipped).')
+  read = functools.partial(_read, records, field)
+  task = Documents(path, 'text', found.indices, read, records.where, '', skipped)
+  if by == 'position' and len(found.indices) == 1 and split != 'all':
+    return _piece(task, splitting.bounds(int(found.sizes[0]), shares)[split], split)
+  cure = _cure(document if kind == 'text' else '', by)
+  chosen = splitting.choose(found, split, shares, by, path, cure)
+  return dataclasses.replace(
+    task,
+    indices=found.indices[chosen],
+    digest=splitting.digest('text', found.prints[chosen]),
+  )
+
+
+def _check(key: str, value: str, allowed: Sequence[str]) -> None:
+  if value not in allowed:
+    raise Mistake(f'{key}={value!r}: {nearest(str(value), allowed)}')
+
+
+def _open(
+  path: str, document: str, field: str, kind: str | None, on_bad: str, data: str | None
+) -> tuple[Records, str]:
+  """The records that `path` names, and their format."""
+  if kind is not None:
+    _check('format', kind, _FORMATS)
+  prefix, _, rest = path.partition(':')
+  if prefix in ('tfds', 'hf') and kind in (None, prefix):
+    path, kind = rest, prefix
+  if kind in ('tfds', 'hf'):
+    name, _, split = path.partition('@')
+    return _open_set(kind, name, split or 'train', data), kind
+  files = _locate(path, data)
+  kinds = {names.format_of(f): f for f in files}
+  if kind is None and len(kinds) > 1:
+    raise Mistake(
+      f'{path} holds files of several formats ({", ".join(kinds.values())}): choose '
+      "with a pattern such as notes/**/*.md, or format='text'."
+    )
+  kind = kind or next(iter(kinds))
+  if kind == 'text':
+    return sources_text.text(files, document, on_bad), kind
+  if kind == 'jsonl':
+    return jsonl.jsonl(files, on_bad), kind
+  return parquet.parquet(files, on_bad, columns=[field]), kind
+
+
+def _open_set(kind: str, name: str, split: str, data: str | None) -> Records:
+  folder = data_folder(data)
+  if kind == 'tfds':
+    # In the folder of data sets if it lies there, else where TFDS keeps its sets.
+    first = name.split('/')[0].split(':')[0]
+    here = folder and (epath.Path(folder) / first).exists()
+    return tfds.tfds(name, split, folder if here else None)
+  here = folder and (epath.Path(folder) / name).exists()
+  return hf.hf(os.path.join(folder, name) if folder and here else name, split)
+
+
+def _locate(path: str, data: str | None) -> list[str]:
+  """The files, from the working folder, else from the folder of data sets."""
+  folder = data_folder(data)
+  if path in SETS and (folder or not os.path.exists(path)):
+    return names.find(find_data(path, data))
+  try:
+    return names.find(path)
+  except Mistake as mistake:
+    if not folder or not path.strip() or os.path.isabs(path):
+      raise
+    try:
+      return names.find(
+        ','.join(os.path.join(folder, p.strip()) for p in path.split(','))
+      )
+    except Mistake as second:
+      raise Mistake(f'{mistake} Also {second}') from None
+
+
+def _text(records: Records, field: str, index: int) -> str:
+  record = records[index]
+  value = record.get(field)
+  if value is None:
+    fields = nearest(field, record) if record else 'The record is empty.'
+    raise ValueError(f'no field {field!r}: {fields}'.rstrip('.'))
+  if isinstance(value, bytes):
+    value = value.decode()
+  if not isinstance(value, str):
+    raise ValueError(f'field {field!r} is no text but {type(value).__name__}')
+  if not value or value.isspace():
+    raise ValueError(f'field {field!r} is empty')
+  return value
+
+
+def _content(records: Records, field: str, index: int) -> bytes:
+  # Half of a surrogate pair, which JSON can say, cannot be encoded: a ValueError too.
+  return _text(records, field, index).encode()
+
+
+def _read(records: Records, field: str, index: int) -> Text:
+  return Text(_text(records, field, index))
+
+
+def _piece(task: Documents, bound: tuple[int, int], split: str) -> Documents:
+  """One document by position: the part of it that lies in the split."""
+  read = functools.partial(_read_piece, task.read, *bound)
+  data = read(int(task.indices[0])).text.encode()
+  if not data:
+    raise Mistake(f'{task.name}: split {split!r} is empty by position: see splits.')
+  prints = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+  return dataclasses.replace(task, read=read, digest=splitting.digest('text', prints))
+
+
+def _read_piece(read: Callable[[int], Any], start: int, end: int, index: int) -> Text:
+  return Text(splitting.cut_text(read(index).text, start, end))
+
+
+def _cure(document: str, by: str) -> str:
+  """What to change where a split is too small."""
+  finer = {'file': "document='paragraph'", 'paragraph': "document='line'"}
+  cures = [finer[document]] if document in finer else []
+  cures += ["by='position'"] if by == 'hash' else []
+  return f'try {", ".join(cures)} or a file of its own, val_path='
