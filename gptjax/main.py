@@ -29,7 +29,6 @@ def main(values: types.SimpleNamespace) -> None:
   train.train(
     values.config,
     values.workdir or f'runs/{name}',
-    name=name,
     overrides=values.overrides,
     fresh=values.fresh,
     data=values.data,

@@ -17,7 +17,7 @@ FLOORS = [
   ],
   ['models', 'tasks'],
   ['data', 'generate', 'objectives', 'interop', 'safety'],
-  ['run', 'step', 'rollouts', 'evals', 'interpret', 'planning'],
+  ['run', 'screen', 'step', 'rollouts', 'evals', 'interpret', 'planning'],
   ['train', 'serve', 'report', 'view'],
   ['flags', 'main', 'chat', 'convert', 'evaluate', 'plan'],
 ]  # fmt: skip

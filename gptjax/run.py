@@ -1,0 +1,290 @@
+"""From a config, or from a run folder, to model, tokenizer, tasks and weights."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from gptjax import checkpoint, files, folder, lookup, sharding, step, tree
+from gptjax.generate import engine, text
+from gptjax.models import lora
+from gptjax.tokenizers import store
+from gptjax.words import (
+  Evaluator,
+  Mistake,
+  Model,
+  Optimizer,
+  Params,
+  Task,
+  Text,
+  Tokenizer,
+  TrainState,
+)
+
+Say = Callable[[str], None]
+Sampler = Callable[[Params], str]  # Weights to Markdown.
+
+
+def make_task(config: Mapping[str, Any], name: str, split: str, data: str) -> Task:
+  """The task that `c.mixture.tasks` calls `name`, one split of it.
+
+  Raises:
+    Mistake: no such task, or its arguments or its data are wrong.
+  """
+  tasks = config['mixture']['tasks']
+  if name not in tasks:
+    raise Mistake(f'c.mixture.tasks has no {name!r}: {lookup.nearest(name, tasks)}')
+  task = {k: v for k, v in tasks[name].items() if k != 'weight'}
+  where = f'c.mixture.tasks.{name}'
+  return lookup.make('tasks', task, where, split=split, data=data)
+
+
+def make_mixture(config: Mapping[str, Any], data: str) -> dict[str, tuple[Task, float]]:
+  """The training split of every task of the mixture, with its weight."""
+  if not config['mixture']['tasks']:
+    raise Mistake('c.mixture.tasks is empty: there is nothing to train on.')
+  return {
+    name: (make_task(config, name, 'train', data), float(task.get('weight', 1.0)))
+    for name, task in config['mixture']['tasks'].items()
+  }
+
+
+def texts(mixture: Mapping[str, tuple[Task, float]]) -> Iterator[str]:
+  """All documents of a mixture, task by task: what a tokenizer is trained on."""
+  for task, _ in mixture.values():
+    for i in range(len(task)):
+      example = task.example(i)
+      if isinstance(example, Text):
+        yield example.text
+      else:
+        raise Mistake(f'task {task.name!r} holds no plain text; choose form="text".')
+
+
+def make_tokenizer(
+  config: Mapping[str, Any],
+  mixture: Mapping[str, tuple[Task, float]],
+  path: epath.Path,
+  say: Say,
+) -> Tokenizer:
+  """The run's tokenizer: from its folder, from c.init or c.resume, or a new one.
+
+  Raises:
+    Mistake: the folder's tokenizer is not that of c.init or c.resume.
+  """
+  place = path / 'tokenizer'
+  given = config['init'] or config['resume']
+  if not place.exists():
+    if given:
+      say(f'The tokenizer is that of {given}.')
+      tokenizer = store.load(epath.Path(given) / 'tokenizer')
+    else:
+      tokenizer = lookup.make(
+        'tokenizers', config['tokenizer'], 'c.tokenizer', texts=lambda: texts(mixture)
+      )
+    tokenizer.save(place)
+    return tokenizer
+  tokenizer = store.load(place)
+  if given:
+    other = store.load(epath.Path(given) / 'tokenizer')
+    if other.digest != tokenizer.digest:
+      raise Mistake(
+        f'the tokenizer of {path} ({tokenizer.digest[:12]}) is not that of {given} '
+        f'({other.digest[:12]}): start afresh (--fresh).'
+      )
+  return tokenizer
+
+
+def make_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
+  """The model of `c.model` over the tokenizer's vocabulary."""
+  return lookup.make('models', config['model'], 'c.model', vocab=tokenizer.size)
+
+
+def make_optimizer(config: Mapping[str, Any], model: Model) -> Optimizer:
+  """The optimizer of `c.optim` for `c.steps` steps."""
+  return lookup.make(
+    'optim',
+    config['optim'],
+    'c.optim',
+    steps=config['steps'],
+    axes=model.axes,
+    assemble=lora.overlay,
+  )
+
+
+def abstract_state(model: Model, optimizer: Optimizer) -> TrainState:
+  """Shapes, dtypes and shardings of a run's state, on the mesh in force."""
+
+  def make(key: jax.Array) -> TrainState:
+    return step.new_state(model.init(key), optimizer, key)
+
+  shapes = jax.eval_shape(make, jax.random.key(0))
+  layout = step.state_layout(shapes, optimizer, model.axes)
+
+  def one(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+  return jax.tree.map(one, shapes, layout)
+
+
+def make_evaluators(
+  config: Mapping[str, Any],
+  model: Model,
+  tokenizer: Tokenizer,
+  data: str,
+  shards: epath.Path,
+  say: Say,
+) -> dict[str, Evaluator]:
+  """The evaluators of `c.evals` by name; `task` and `split` choose their data."""
+  found = {}
+  for name, settings in config['evals'].items():
+    where = f'c.evals.{name}'
+    settings = dict(settings)
+    task = settings.pop('task', None) or next(iter(config['mixture']['tasks']))
+    split = settings.pop('split', 'val')
+    found[name] = lookup.make(
+      'evals',
+      settings,
+      where,
+      model=model,
+      tokenizer=tokenizer,
+      task=make_task(config, task, split, data),
+      length=config['mixture']['length'],
+      batch_size=config['batch_size'],
+      shards=shards,
+      say=say,
+    )
+  return found
+
+
+def make_sampler(
+  config: Mapping[str, Any], model: Model, tokenizer: Tokenizer
+) -> Sampler | None:
+  """What writes Markdown for `c.samples`: the same prompts and seeds each time."""
+  c = config['samples']
+  if not c['prompts'] or not c['every']:
+    return None
+  machine = None
+
+  def sample(weights: Params) -> str:
+    nonlocal machine
+    if machine is None:
+      length = config['mixture']['length']
+      slots = min(8, len(c['prompts']))
+      machine = engine.make_engine(model, weights, slots=slots, length=length)
+    machine = engine.with_weights(machine, weights)
+    results = text.generate_text(
+      machine,
+      tokenizer,
+      c['prompts'],
+      max_tokens=c['max_tokens'],
+      temperature=c['temperature'],
+      seed=config['seed'],
+    )
+    machine = machine._replace(weights={})  # The weights are not ours to keep.
+    return '\n'.join(f'> {_quoted(str(r.prompt))}**{_quoted(r.text)}**\n' for r in results)
+
+  return sample
+
+
+def _quoted(part: str) -> str:
+  return part.replace('\n', '\n> ')
+
+
+class Run(NamedTuple):
+  """A trained model, ready to use."""
+
+  place: epath.Path
+  config: dict[str, Any]
+  model: Model
+  weights: Params
+  tokenizer: Tokenizer
+  step: int
+  length: int  # Tokens of context.
+
+  def generate(self, prompt: str, **settings: Any) -> str:
+    """Continues a text; settings are those of generate.text (max_tokens, seed, ...)."""
+    return self.generate_all([prompt], **settings)[0].text
+
+  def generate_all(self, prompts: Sequence[str], **settings: Any) -> list[text.Result]:
+    """Continues several texts together."""
+    machine = engine.make_engine(
+      self.model,
+      self.weights,
+      slots=min(8, max(1, len(prompts) * settings.get('n', 1))),
+      length=self.length,
+    )
+    return text.generate_text(machine, self.tokenizer, prompts, **settings)
+
+
+def read_weights(
+  path: epath.Path, config: Mapping[str, Any], model: Model, which: str | int, say: Say
+) -> tuple[int, Params]:
+  """(step, the whole tree of weights) of a run, on the mesh in force.
+
+  Raises:
+    Mistake: it has no such step, or none that is whole.
+  """
+  optimizer = make_optimizer(config, model)
+  state = abstract_state(model, optimizer)
+  wanted = {'params': state.params, 'opt_state': state.opt_state}
+  if which not in ('', 'latest', 'best'):
+    if not str(which).isdecimal():
+      raise Mistake(f'--step={which}: allowed are latest, best and a number.')
+    which = int(which)
+  found, parts = checkpoint.restore_weights(
+    path / 'checkpoints', wanted, which or 'best', say
+  )
+  return found, optimizer.weights(parts['opt_state'], parts['params'], {})
+
+
+def init_weights(path: str, abstract: TrainState, say: Say) -> Params:
+  """The weights of the run `c.init`, laid out as this run's params.
+
+  Raises:
+    Mistake: they are not of this run's shapes; the line names leaves of both.
+  """
+  place = epath.Path(path)
+  config = folder.read_config(place)
+  model = make_model(config, store.load(place / 'tokenizer'))
+  number, weights = read_weights(place, config, model, '', say)
+  say(f'Weights of step {number} of {place}.')
+  mine, others = tree.paths(abstract.params), tree.paths(weights)
+  differ = [
+    f'{name} is {_shape(others.get(name))} there and {_shape(mine.get(name))} here'
+    for name in {**others, **mine}
+    if _shape(others.get(name)) != _shape(mine.get(name))
+  ]
+  if differ:
+    more = f' and {len(differ) - 4} more' if len(differ) > 4 else ''
+    raise Mistake(f'c.init={path}: {"; ".join(differ[:4])}{more}.')
+  return jax.tree.map(
+    lambda x, a: jax.device_put(x, a.sharding), weights, abstract.params
+  )
+
+
+def _shape(leaf: Any) -> str:
+  return 'missing' if leaf is None else f'{leaf.dtype}{list(leaf.shape)}'
+
+
+def open_run(path: Any, step: str | int = '', say: Say = files.say) -> Run:
+  """A run folder -> config, model, weights and tokenizer, on the devices at hand.
+
+  Args:
+    path: the run folder.
+    step: latest, best or a number; '' is best where the run keeps a best, else latest.
+    say: told which step it is.
+
+  Raises:
+    Mistake: no run folder, or no such step.
+  """
+  place = epath.Path(path)
+  config = folder.read_config(place)
+  tokenizer = store.load(place / 'tokenizer')
+  model = make_model(config, tokenizer)
+  mesh = sharding.make_mesh({'data': 1}, jax.local_devices()[:1])
+  with sharding.use(mesh):
+    number, weights = read_weights(place, config, model, step, say)
+  say(f'{place}: step {number}')
+  length = config['mixture']['length']
+  return Run(place, config, model, weights, tokenizer, number, length)
