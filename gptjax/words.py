@@ -193,8 +193,14 @@ class Task(Protocol):
   Optionally `grade(example, answer: str) -> float` in [0, 1].
   """
 
-  name: str
-  kind: str  # text, conversation, pair, choice, solve, ...
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def kind(self) -> str: ...  # text, conversation, pair, choice, solve, ...
+
+  @property
+  def digest(self) -> str: ...  # sha256 (hex) of what decides the examples.
 
   def __len__(self) -> int: ...
 
