@@ -6,6 +6,7 @@ has weight: params and opt_state stay as they are and `bad` counts it, but the s
 moves on, and with it the data and the learning rate.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,7 @@ def make_train_step(
   *,
   microbatches: int = 1,
   assemble: Assemble = overlay,
+  axes: Tree | None = None,
 ) -> TrainStep:
   """The pure function (state, batch, frozen) -> (state, metrics), for jax.jit.
 
@@ -58,7 +60,9 @@ def make_train_step(
     microbatches: parts that the batch is worked on in, one after the other. They
       divide the rows of a device (`check_batch`).
     assemble: (base, params) -> the whole tree.
+    axes: logical axes of params, where they are not the model's (adapters).
   """
+  axes = model.axes if axes is None else axes
 
   def loss(
     params: Params, batch: Batch, frozen: Frozen, key: jax.Array
@@ -73,13 +77,13 @@ def make_train_step(
     """Loss, weight and metrics, then the gradient, summed over the batch."""
     if microbatches == 1:
       (total, (weight, metrics)), grads = slope(params, batch, frozen, key)
-      return (total, weight, metrics), grads
+      return (total, weight, metrics), _lay(grads, axes)
 
     def one(grads: Params, part: Batch) -> tuple[Params, tuple[Any, ...]]:
       (total, (weight, metrics)), more = slope(params, part, frozen, key)
-      return jax.tree.map(jnp.add, grads, more), (total, weight, metrics)
+      return jax.tree.map(jnp.add, grads, _lay(more, axes)), (total, weight, metrics)
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    zeros = _lay(jax.tree.map(jnp.zeros_like, params), axes)
     grads, (totals, weights, metrics) = jax.lax.scan(one, zeros, _cut(batch))
     return (totals.sum(0), weights.sum(0), _add_up(metrics)), grads
 
@@ -106,6 +110,7 @@ def make_train_step(
       optimizer.update(grads, state.opt_state, state.params, state.step),
       (state.params, state.opt_state),
     )
+    params, opt_state = _lay((params, opt_state), (axes, optimizer.axes(axes)))
     metrics = {
       **metrics,
       'loss': Sum(total, weight),
@@ -117,6 +122,11 @@ def make_train_step(
     return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
   return train_step
+
+
+def _lay(values: Tree, axes: Tree) -> Tree:
+  """The values, laid out by the logical names of their axes."""
+  return jax.tree.map(lambda x, names: sharding.shard(x, *names), values, axes)
 
 
 def _add_up(metrics: Metrics) -> Metrics:
@@ -135,7 +145,7 @@ def new_state(params: Params, optimizer: Optimizer, key: Array) -> TrainState:
 
 
 def init_state(
-  key: Array,
+  key: jax.Array,
   model: Model,
   optimizer: Optimizer,
   *,
@@ -154,14 +164,35 @@ def init_state(
       that donates its state deletes them.
     axes: logical axes of params, where they are not the model's (adapters).
   """
-
-  def make(key: Array, params: Params | None) -> TrainState:
-    first, own = jax.random.split(key)
-    return new_state(model.init(first) if params is None else params, optimizer, own)
-
-  shapes = jax.eval_shape(make, key, params)
-  layout = state_layout(shapes, optimizer, model.axes if axes is None else axes)
+  abstract = abstract_state(model, optimizer, params=params, axes=axes)
+  layout = jax.tree.map(lambda x: x.sharding, abstract)
+  make = functools.partial(_make_state, model, optimizer)
   return jax.jit(make, out_shardings=layout)(key, params)
+
+
+def _make_state(
+  model: Model, optimizer: Optimizer, key: jax.Array, params: Params | None
+) -> TrainState:
+  first, own = jax.random.split(key)
+  return new_state(model.init(first) if params is None else params, optimizer, own)
+
+
+def abstract_state(
+  model: Model,
+  optimizer: Optimizer,
+  *,
+  params: Params | None = None,
+  axes: Tree | None = None,
+) -> TrainState:
+  """Shapes, dtypes and shardings of what `init_state` makes, without making it."""
+  make = functools.partial(_make_state, model, optimizer)
+  shapes = jax.eval_shape(make, jax.random.key(0), params)
+  layout = state_layout(shapes, optimizer, model.axes if axes is None else axes)
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    shapes,
+    layout,
+  )
 
 
 def state_layout(shapes: TrainState, optimizer: Optimizer, axes: Tree) -> TrainState:
