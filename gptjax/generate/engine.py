@@ -18,7 +18,7 @@ import numpy as np
 from gptjax import sharding, tree
 from gptjax.generate import sampling
 from gptjax.generate.sampling import Settings
-from gptjax.words import Array, Cache, Model, Params
+from gptjax.words import Array, Batch, Cache, Model, Params
 
 SHORTEST = 16  # Tokens of the smallest prefill; larger ones are powers of two.
 
@@ -27,10 +27,10 @@ class State(NamedTuple):
   """What the slots hold, on the device."""
 
   cache: Cache
-  tokens: Array  # [N] int32, the last token of each, not yet in the cache.
-  drawn: Array  # [N] int32, tokens that the request has drawn.
-  left: Array  # [N] int32, tokens that it may still draw; 0: the slot is idle.
-  seen: Array  # [N, V] bool, tokens of the prompt and the answer.
+  tokens: jax.Array  # [N] int32, the last token of each, not yet in the cache.
+  drawn: jax.Array  # [N] int32, tokens that the request has drawn.
+  left: jax.Array  # [N] int32, tokens that it may still draw; 0: the slot is idle.
+  seen: jax.Array  # [N, V] bool, tokens of the prompt and the answer.
   settings: Settings  # [N] each.
 
 
@@ -48,7 +48,7 @@ class Engine(NamedTuple):
   new_rows: Callable[[int], Cache]  # Room for `rows` prompts of so many tokens.
   extend: Callable[[Params, Cache, Array, Array], Cache]
   join: Callable[..., State]
-  step: Callable[[Params, State], tuple[State, Array, Array]]
+  step: Callable[[Params, State], tuple[State, jax.Array, jax.Array]]
 
 
 def make_engine(
@@ -103,10 +103,10 @@ def make_engine(
     return model.new_cache(rows, length, dtype)
 
   def extend(weights: Params, cache: Cache, tokens: Array, segments: Array) -> Cache:
-    batch = {'tokens': tokens, 'segments': segments}  # [M, T]
-    _, cache, _ = model.hidden(weights, batch, cache=cache)
-    assert cache is not None
-    return cache
+    batch: Batch = {'tokens': tokens, 'segments': segments}  # [M, T]
+    _, filled, _ = model.hidden(weights, batch, cache=cache)
+    assert filled is not None
+    return filled
 
   return Engine(
     weights=weights,
@@ -129,11 +129,13 @@ def with_weights(engine: Engine, weights: Params) -> Engine:
   return engine._replace(weights=engine.prepare(weights))
 
 
-def _make_step(model: Model) -> Callable[[Params, State], tuple[State, Array, Array]]:
-  def step(weights: Params, state: State) -> tuple[State, Array, Array]:
+def _make_step(
+  model: Model,
+) -> Callable[[Params, State], tuple[State, jax.Array, jax.Array]]:
+  def step(weights: Params, state: State) -> tuple[State, jax.Array, jax.Array]:
     """One token for every busy slot: the state after, ids [N], log-probabilities."""
     busy = state.left > 0
-    batch = {
+    batch: Batch = {
       'tokens': state.tokens[:, None],
       'segments': busy.astype(jnp.int32)[:, None],
     }
@@ -157,26 +159,25 @@ def _make_step(model: Model) -> Callable[[Params, State], tuple[State, Array, Ar
 def _join(
   state: State,
   rows: Cache,
-  row: Array,
-  slot: Array,
-  token: Array,
-  left: Array,
-  seen: Array,
+  row: jax.Array,
+  slot: jax.Array,
+  token: jax.Array,
+  left: jax.Array,
+  seen: jax.Array,
   settings: Settings,
 ) -> State:
   """Puts a prefilled row into a slot: its cache, its last token [] and settings []."""
 
-  def place(into: Array, rows: Array) -> Array:
+  def place(into: jax.Array, rows: jax.Array) -> jax.Array:
     axis = into.ndim - 4  # [N, S, G, K], or stacked over layers.
     one = jax.lax.dynamic_slice_in_dim(rows, row, 1, axis)
-    start = [0] * into.ndim
-    start[axis] = slot
+    start = (0,) * axis + (slot,) + (0,) * 3
     return jax.lax.dynamic_update_slice(into, one, start)
 
   cache = Cache(
     keys=jax.tree.map(place, state.cache.keys, rows.keys),
     values=jax.tree.map(place, state.cache.values, rows.values),
-    lengths=state.cache.lengths.at[slot].set(rows.lengths[row]),
+    lengths=jnp.asarray(state.cache.lengths).at[slot].set(rows.lengths[row]),
   )
   return State(
     cache=cache,
@@ -209,7 +210,7 @@ def unstack(weights: Params) -> Params:
 def _cast(weights: Params, dtype: Any) -> Params:
   """Matrices in the dtype; norms, biases and scales of quantised ones as they are."""
 
-  def one(path: str, x: Array) -> Array:
+  def one(path: str, x: jax.Array) -> jax.Array:
     small = path.endswith(('scale', 'scales', 'bias', 'norm'))
     return x if small or not jnp.issubdtype(x.dtype, jnp.floating) else x.astype(dtype)
 
@@ -218,7 +219,7 @@ def _cast(weights: Params, dtype: Any) -> Params:
 
 def _vocab(model: Model, weights: Params, dtype: Any) -> int:
   def logits(weights: Params) -> Array:
-    batch = {'tokens': jnp.zeros((1, 1), jnp.int32)}
+    batch: Batch = {'tokens': jnp.zeros((1, 1), jnp.int32)}
     batch['segments'] = jnp.ones((1, 1), jnp.int32)
     cache = model.new_cache(1, SHORTEST, dtype)
     hidden, _, _ = model.hidden(weights, batch, cache=cache)

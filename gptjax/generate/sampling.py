@@ -11,7 +11,7 @@ of a sort, which is 25 times slower on a CPU and no friend of a TPU either.
 B rows of the batch, V vocabulary with its padding, whose logits are -inf.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +21,14 @@ from gptjax.words import Array, Mistake
 
 
 class Settings(NamedTuple):
-  """How each row draws; every field is an array [B], or a number for one row."""
+  """How each row draws: arrays [B], or numbers for one row."""
 
-  temperature: Array | float = 1.0  # 0: the likeliest token.
-  top_k: Array | int = 0  # 0: off.
-  top_p: Array | float = 1.0  # 1: off.
-  min_p: Array | float = 0.0  # Of the likeliest token's probability; 0: off.
-  repetition_penalty: Array | float = 1.0  # 1: off.
-  seed: Array | int = 0
+  temperature: Any = 1.0  # 0: the likeliest token.
+  top_k: Any = 0  # 0: off.
+  top_p: Any = 1.0  # 1: off.
+  min_p: Any = 0.0  # Of the likeliest token's probability; 0: off.
+  repetition_penalty: Any = 1.0  # 1: off.
+  seed: Any = 0
 
   def arrays(self) -> 'Settings':
     """The fields as NumPy arrays of the dtypes that `sample` wants."""
@@ -62,7 +62,7 @@ def check(settings: Settings) -> Settings:
 
 def sample(
   logits: Array, seen: Array, drawn: Array, settings: Settings
-) -> tuple[Array, Array]:
+) -> tuple[jax.Array, jax.Array]:
   """The next token of each row and its log-probability.
 
   Token number n of a request is a function of its logits and of fold_in(key(seed), n)

@@ -1,0 +1,119 @@
+"""How well a model predicts the texts of a task.
+
+Every token counts once, ends of documents included, the first of a document predicted
+from the start token; documents longer than the context are read in consecutive pieces.
+Bits per byte is the sum of nats / ln 2 over the UTF-8 bytes of the texts, so models
+with different tokenizers can be compared (Gao et al. 2020, The Pile, section 3.1).
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from gptjax.data.loader import eval_batches
+from gptjax.models.loss import cross_entropy
+from gptjax.words import (
+  Batch,
+  Evaluator,
+  Mistake,
+  Model,
+  Params,
+  Task,
+  Tokenizer,
+)
+
+
+def perplexity(
+  *,
+  model: Model,
+  tokenizer: Tokenizer,
+  task: Task,
+  length: int,
+  batch_size: int,
+  every: int = 200,
+  limit: int | None = None,
+  shards: Any = None,
+  say: Callable[[str], None] | None = None,
+) -> Evaluator:
+  """Numbers of a task's texts: nats_per_token, bits_per_byte and accuracy.
+
+  They are tokenized and packed now, once for all evaluations. The same weights give the
+  same numbers to the bit.
+
+  Args:
+    model: with a head 'lm'.
+    tokenizer: of the model.
+    task: texts, such as the validation split of a training task.
+    length: tokens of context.
+    batch_size: rows of a batch.
+    every: steps between two evaluations.
+    limit: documents that are read, from the first; None: all.
+    shards: folder of the tokenized corpora, see data/shards.py.
+    say: takes lines for the user.
+
+  Raises:
+    Mistake: less than a row of tokens, or a limit below 1.
+  """
+  if limit is not None and limit < 1:
+    raise Mistake(f'limit={limit}: allowed is at least 1 document.')
+  split = eval_batches(
+    task if limit is None else _first(task, limit),
+    tokenizer,
+    length,
+    batch_size,
+    shards=None if limit else shards,
+    say=say,
+  )
+  score = jax.jit(functools.partial(_score, model))
+
+  def run(weights: Params) -> dict[str, float]:
+    # Numbers stay on the device until all batches are under way.
+    found = [score(weights, batch) for batch in split.batches]
+    nats, correct, count = map(math.fsum, zip(*jax.device_get(found), strict=True))
+    return {
+      'nats_per_token': nats / count,
+      'bits_per_byte': nats / math.log(2) / split.bytes,
+      'accuracy': correct / count,
+    }
+
+  return Evaluator(run, every)
+
+
+def _score(
+  model: Model, weights: Params, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Of a batch [B, T]: nats, right guesses and tokens, summed."""
+  hidden, _, _ = model.hidden(weights, batch)
+  head: Any = functools.partial(model.heads['lm'], weights)
+  targets, counts = jnp.asarray(batch['targets']), jnp.asarray(batch['weights'])
+  loss = cross_entropy(head, jnp.asarray(hidden), targets, counts)
+
+  def total(values: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(counts > 0, values * counts, 0))
+
+  return total(loss.nats), total(loss.correct), jnp.sum(counts)
+
+
+def _first(task: Task, limit: int) -> Task:
+  """The first documents of a task."""
+  return _First(task.name, task.kind, f'{task.digest}/{limit}', task, limit)
+
+
+@dataclasses.dataclass
+class _First:
+  name: str
+  kind: str
+  digest: str
+  task: Task
+  limit: int
+
+  def __len__(self) -> int:
+    return min(self.limit, len(self.task))
+
+  def example(self, index: int) -> Any:
+    return self.task.example(index)
