@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from gptjax import checkpoint, files, folder, lookup, sharding, step, tree
+from gptjax import checkpoint, files, folder, lookup, sharding, tree
+from gptjax import step as steps
 from gptjax.generate import engine, text
 from gptjax.models import lora
 from gptjax.tokenizers import store
@@ -112,21 +113,6 @@ def make_optimizer(config: Mapping[str, Any], model: Model) -> Optimizer:
   )
 
 
-def abstract_state(model: Model, optimizer: Optimizer) -> TrainState:
-  """Shapes, dtypes and shardings of a run's state, on the mesh in force."""
-
-  def make(key: jax.Array) -> TrainState:
-    return step.new_state(model.init(key), optimizer, key)
-
-  shapes = jax.eval_shape(make, jax.random.key(0))
-  layout = step.state_layout(shapes, optimizer, model.axes)
-
-  def one(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-  return jax.tree.map(one, shapes, layout)
-
-
 def make_evaluators(
   config: Mapping[str, Any],
   model: Model,
@@ -226,7 +212,7 @@ def read_weights(
     Mistake: it has no such step, or none that is whole.
   """
   optimizer = make_optimizer(config, model)
-  state = abstract_state(model, optimizer)
+  state = steps.abstract_state(model, optimizer)
   wanted = {'params': state.params, 'opt_state': state.opt_state}
   if which not in ('', 'latest', 'best'):
     if not str(which).isdecimal():

@@ -135,7 +135,7 @@ def _assemble(c: dict[str, Any], path: epath.Path, data: str, say: Say) -> Parts
   train_step = steps.make_train_step(
     model, objective, optimizer, microbatches=c['microbatches']
   )
-  abstract = run.abstract_state(model, optimizer)
+  abstract = steps.abstract_state(model, optimizer)
   jitted = jax.jit(train_step, donate_argnums=0)
   return Parts(model, optimizer, source, {}, evals, sample, jitted, abstract)
 
