@@ -168,7 +168,9 @@ def make_sampler(
       seed=config['seed'],
     )
     machine = machine._replace(weights={})  # The weights are not ours to keep.
-    return '\n'.join(f'> {_quoted(str(r.prompt))}**{_quoted(r.text)}**\n' for r in results)
+    return '\n'.join(
+      f'> {_quoted(str(r.prompt))}**{_quoted(r.text)}**\n' for r in results
+    )
 
   return sample
 

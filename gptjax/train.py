@@ -231,7 +231,7 @@ def _loop(
       written = log.flush()  # Of the step before: its numbers are there.
       if written:
         bar.update(*speed.shown(*written))
-      if _due(step + 1, c['log_every']) or step == first:
+      if _due(step + 1, c['log_every']) or step == 0:
         log.later(step + 1, found)
         log.time(step + 1, speed.lap(step + 1, clock.lap(), parts.source))
       guard.check(step, found['bad'])
