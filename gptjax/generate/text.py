@@ -43,29 +43,40 @@ def generate_text(
 ) -> list[Result]:
   """Continues the prompts together: results by prompt and, with n above 1, by answer.
 
-  Args:
-    engine: of `make_engine`.
-    tokenizer: of the engine's model.
-    prompts: texts, each put after the start token, or ids.
-    **settings: as of `stream_text`.
-
-  Raises:
-    Mistake: a setting out of range, or a prompt that does not fit the context.
+  Args and Raises: as of `stream_text`.
   """
+  return list(iterate_results(engine, tokenizer, prompts, **settings))
+
+
+def iterate_results(
+  engine: Engine, tokenizer: Tokenizer, prompts: Sequence[Prompt], **settings: Any
+) -> Iterator[Result]:
+  """The results of `generate_text`, each as soon as it and all before it are there.
+
+  Args and Raises: as of `stream_text`.
+  """
+  pieces = stream_text(engine, tokenizer, prompts, **settings)
+  return _collect(prompts, pieces, settings.get('n', 1))
+
+
+def _collect(
+  prompts: Sequence[Prompt], pieces: Iterator[Piece], n: int
+) -> Iterator[Result]:
   answers: dict[tuple[int, int], list[Piece]] = {}
-  for piece in stream_text(engine, tokenizer, prompts, **settings):
+  turn = 0
+  for piece in pieces:
     answers.setdefault((piece.prompt, piece.answer), []).append(piece)
-  return [
-    Result(
-      prompt=prompts[number],
-      answer=answer,
-      text=''.join(piece.text for piece in pieces),
-      tokens=[piece.id for piece in pieces],
-      logprobs=[piece.logprob for piece in pieces],
-      finish_reason=pieces[-1].finish_reason or '',
-    )
-    for (number, answer), pieces in sorted(answers.items(), key=lambda pair: pair[0])
-  ]
+    while (own := answers.get(divmod(turn, n))) and own[-1].finish_reason:
+      yield Result(
+        prompt=prompts[own[0].prompt],
+        answer=own[0].answer,
+        text=''.join(piece.text for piece in own),
+        tokens=[piece.id for piece in own],
+        logprobs=[piece.logprob for piece in own],
+        finish_reason=own[-1].finish_reason,
+      )
+      del answers[divmod(turn, n)]
+      turn += 1
 
 
 def stream_text(
@@ -109,6 +120,34 @@ def stream_text(
       which = f'prompt {number + 1}: ' if len(requests) > 1 else ''
       raise Mistake(f'{which}{e}') from None
   return _stream(engine, tokenizer, requests, stops)
+
+
+def slots_and_length(
+  tokenizer: Tokenizer,
+  prompts: Sequence[Prompt],
+  *,
+  context: int,
+  max_tokens: int | None = 128,
+  n: int = 1,
+  most: int = 8,
+) -> dict[str, int]:
+  """For `make_engine`: no more slots, and no longer ones, than the prompts need.
+
+  A step reads whole slots, so short answers in a long context are made faster. Lengths
+  are multiples of 128, so that few programs are compiled.
+
+  Args:
+    tokenizer: of the model.
+    prompts: as of `stream_text`.
+    context: tokens that the model takes.
+    max_tokens: as of `stream_text`.
+    n: as of `stream_text`.
+    most: slots.
+  """
+  longest = max((len(ids_of(tokenizer, prompt)) for prompt in prompts), default=1)
+  needed = context if max_tokens is None else longest + max_tokens
+  length = min(context, -(-needed // 128) * 128)
+  return {'slots': max(1, min(most, n * len(prompts))), 'length': length}
 
 
 def ids_of(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
