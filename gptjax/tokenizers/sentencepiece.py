@@ -41,9 +41,6 @@ _LINE = re.compile('[^\n\0\u2581\u2585]{0,4096}\n{0,64}')
 _COVERAGE = 0.9995  # Of the characters of the text: pieces. The others: bytes.
 _GOLDEN = 0.6180339887498949  # Its multiples modulo 1 lie evenly wherever they stop.
 
-# Words of at most so many characters are kept with their ids, up to so many words.
-_KEPT_LENGTH, _KEPT = 64, 1 << 18
-
 
 def sentencepiece(
   texts: Callable[[], Iterable[str]],
@@ -102,7 +99,13 @@ def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
 
   model = spm.SentencePieceProcessor(model_proto=files[FILE])
   size = model.get_piece_size()
-  known = _Words(model)
+  space = [model.piece_to_id(f'<0x{byte:02X}>') for byte in _SPACE.encode()]
+
+  def encode(word: str) -> list[int]:
+    first, *parts = map(model.encode, word.split(_SPACE))
+    return sum((space + part for part in parts), first)
+
+  words = store.Words(encode)
   return store.Table(
     name='sentencepiece',
     start=model.bos_id(),
@@ -110,31 +113,8 @@ def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
     controls={model.id_to_piece(i): i for i in range(size) if model.is_control(i)},
     files=files,
     pieces=[_piece(model, i) for i in range(size)],
-    ids=lambda text: np.frombuffer(
-      bytearray().join(map(known.__getitem__, _WORD.findall(text))), np.int32
-    ),
+    ids=lambda text: words.ids(_WORD.findall(text)),
   )
-
-
-class _Words(dict[str, bytes]):
-  """The ids of words, as bytes of int32, made when first asked for."""
-
-  def __init__(self, model: Any):
-    super().__init__()
-    self.model = model
-    self.space = [model.piece_to_id(f'<0x{b:02X}>') for b in _SPACE.encode()]
-
-  def __missing__(self, word: str) -> bytes:
-    ids = []
-    for i, part in enumerate(word.split(_SPACE)):
-      ids += self.space if i else []
-      ids += self.model.encode(part)
-    made = np.array(ids, np.int32).tobytes()
-    if len(word) <= _KEPT_LENGTH:
-      if len(self) >= _KEPT:
-        self.clear()
-      self[word] = made
-    return made
 
 
 def _piece(model: Any, index: int) -> bytes:

@@ -13,14 +13,13 @@ import functools
 import hashlib
 import importlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from gptjax import files as disk
 from gptjax import lookup
 from gptjax.words import Mistake, Tokenizer
 
@@ -89,9 +88,9 @@ class Table:
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in self.files.items():
-      _write(folder / name, data)
+      disk.write(folder / name, data)
     meta = dict(self._meta(), size=self.size, digest=self.digest)
-    _write(folder / META, json.dumps(meta, indent=2).encode())
+    disk.write(folder / META, json.dumps(meta, indent=2).encode())
 
   def _meta(self) -> dict[str, Any]:
     return dict(
@@ -105,6 +104,32 @@ class Table:
 
   def __reduce__(self):
     return _read, (self._meta(), dict(self.files))
+
+
+class Words(dict[str, bytes]):
+  """Ids of words, as bytes of int32: made by `encode` once, then looked up.
+
+  For tokenizers whose text falls apart into words that do not touch each other's ids.
+  Text repeats its words, so this is several times as fast as the tokenizer itself.
+  """
+
+  LENGTH, COUNT = 64, 1 << 18  # Longest word kept, characters; most words kept.
+
+  def __init__(self, encode: Callable[[str], Sequence[int]]):
+    super().__init__()
+    self.encode = encode
+
+  def __missing__(self, word: str) -> bytes:
+    ids = np.array(self.encode(word), np.int32).tobytes()
+    if len(word) <= self.LENGTH:
+      if len(self) >= self.COUNT:
+        self.clear()
+      self[word] = ids
+    return ids
+
+  def ids(self, words: Iterable[str]) -> np.ndarray:
+    """Of all words, one after the other, int32 [tokens]."""
+    return np.frombuffer(bytearray().join(map(self.__getitem__, words)), np.int32)
 
 
 def load(folder: Any) -> Tokenizer:
@@ -208,16 +233,3 @@ def _digest(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> str:
     digest.update(f'\n{name} {len(files[name])}\n'.encode())
     digest.update(files[name])
   return digest.hexdigest()
-
-
-def _write(path: epath.Path, data: bytes) -> None:
-  """Whole or not at all: an object store is so by itself, a disk after a rename."""
-  if '://' in os.fspath(path):
-    path.write_bytes(data)
-    return
-  new = path.parent / f'.{path.name}.{uuid.uuid4().hex}'
-  try:
-    new.write_bytes(data)
-    os.replace(new, path)
-  finally:
-    new.unlink(missing_ok=True)
