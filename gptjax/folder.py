@@ -231,14 +231,14 @@ def _compare(
 def _write_down(
   path: epath.Path, config: Mapping[str, Any], differs: bool, overrides: Iterable[str]
 ) -> None:
+  if differs:  # First: it is by this file that a folder counts as a run's.
+    text = json.dumps({'format': FORMAT, 'config': config}, indent=2)
+    files.write(path / 'config.json', text + '\n')
   lines = ''.join(f'{line}\n' for line in overrides)
   files.write(path / 'overrides.txt', lines)
   place = path / 'environment.txt'
   before = place.read_text() + '\n' if place.exists() else ''
   files.write(place, before + environment())
-  if differs:  # Last: a folder counts as a run's from here on.
-    text = json.dumps({'format': FORMAT, 'config': config}, indent=2)
-    files.write(path / 'config.json', text + '\n')
 
 
 def environment() -> str:
