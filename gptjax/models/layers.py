@@ -14,7 +14,7 @@ from gptjax.models import weight
 from gptjax.models.layer import Layer, Pass
 from gptjax.models.settings import Settings
 from gptjax.models.structure import Group, groups
-from gptjax.words import Cache, Tree
+from gptjax.words import Cache, Params, Tree
 
 Stored = tuple[Any, Any] | None  # Keys and values of one layer, or of a group.
 Step = Callable[[Array, tuple[Any, ...]], tuple[Array, Any]]
@@ -148,6 +148,19 @@ def cut(weights: Any, repeats: int) -> list[Any]:
   leaves, structure = jax.tree.flatten(weights)
   pieces = zip(*map(one, leaves), strict=True)
   return [jax.tree.unflatten(structure, piece) for piece in pieces]
+
+
+def unstack_layers(params: Params) -> Params:
+  """The same weights with each group as a list of its layers, for decoding on a CPU.
+
+  A step that reads every weight once is bound by memory, and cutting stacked weights
+  would copy all of them.
+  """
+  layers = {
+    name: cut(group, len(range(*map(int, name.split(':')))))
+    for name, group in params['layers'].items()
+  }
+  return {**params, 'layers': layers}
 
 
 def _cut_stored(stored: Stored, repeat: int) -> Stored:

@@ -12,6 +12,7 @@ from jax import Array
 from gptjax.models.linear import linear
 from gptjax.models.settings import Settings
 from gptjax.models.weight import weight
+from gptjax.sharding import shard
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'silu': jax.nn.silu,
@@ -29,18 +30,19 @@ class Mlp(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """[..., D] -> [..., D]."""
+    """[B, T, D] -> [B, T, D]."""
     c, D, F = self.c, self.c.embed, self.c.mlp
 
     def into(name: str) -> Array:
       w = weight(self, name, (D, F), ('embed', 'mlp'), c.inner(D))
-      return linear(x, w, '...D,DF->...F', self.bias(name, F, 'mlp'))
+      return linear(x, w, 'BTD,DF->BTF', self.bias(name, F, 'mlp'))
 
     y = ACTIVATIONS[c.activation](into('gate' if c.gated else 'up'))
     if c.gated:
       y = y * into('up')
+    y = shard(y, 'batch', 'length', 'act_mlp')
     w = weight(self, 'down', (F, D), ('mlp', 'embed'), c.outer(F))
-    return linear(y, w, '...F,FD->...D', self.bias('down', D, 'embed'))
+    return linear(y, w, 'BTF,FD->BTD', self.bias('down', D, 'embed'))
 
   def bias(self, name: str, size: int, axis: str) -> Array | None:
     """The bias of the product `name`, if the settings give it one."""
