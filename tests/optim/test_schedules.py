@@ -16,14 +16,17 @@ def expected(decay, n, final=0.0, cooldown=40):
     return LR * (n + 1) / W
   p = (n - W) / (N - W)
   q = max(0.0, (n - (N - cooldown)) / cooldown)
-  return LR * {
-    'constant': 1.0,
-    'linear': 1 - (1 - final) * p,
-    'cosine': final + (1 - final) * (1 + math.cos(math.pi * p)) / 2,
-    'wsd': 1 - (1 - final) * q,
-    'wsd_sqrt': 1 - (1 - final) * math.sqrt(q),
-    'inverse_sqrt': math.sqrt(W / (n + 1)),
-  }[decay]
+  return (
+    LR
+    * {
+      'constant': 1.0,
+      'linear': 1 - (1 - final) * p,
+      'cosine': final + (1 - final) * (1 + math.cos(math.pi * p)) / 2,
+      'wsd': 1 - (1 - final) * q,
+      'wsd_sqrt': 1 - (1 - final) * math.sqrt(q),
+      'inverse_sqrt': math.sqrt(W / (n + 1)),
+    }[decay]
+  )
 
 
 @pytest.mark.parametrize('decay', schedules.DECAYS)
