@@ -137,6 +137,7 @@ def test_scanned_unrolled_and_unstacked_layers_agree():
     close(jax.jit(functools.partial(run, scan=scan))(apart)[0], unrolled[0][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scan', [False, True])
 def test_remat_changes_no_gradient_and_keeps_less(scan):
   batch = {'tokens': some_tokens(2, 16)}
