@@ -24,15 +24,18 @@ def main(values: types.SimpleNamespace) -> None:
   """Trains."""
   flags.huge_pages()
   from gptjax import train  # JAX takes seconds to import; mistakes come first.
+  from gptjax.report import page
 
   name = pathlib.Path(values.config_file.partition(':')[0]).stem
+  workdir = values.workdir or f'runs/{name}'
   train.train(
     values.config,
-    values.workdir or f'runs/{name}',
+    workdir,
     overrides=values.overrides,
     fresh=values.fresh,
     data=values.data,
   )
+  page.write([workdir])
 
 
 if __name__ == '__main__':

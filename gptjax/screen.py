@@ -47,7 +47,7 @@ def show_result(folder: epath.Path, numbers: Mapping[str, float], say: Say) -> N
   for name, value in numbers.items():
     say(f'  {name:<{width}}  {value:.6g}')
   say(f'python -m gptjax.generate --run={folder} --prompt="Hello"')
-  say(f'python -m gptjax.report --run={folder}')
+  say(f'{folder / "report.html"} shows its curves.')
 
 
 class Speed:
