@@ -81,7 +81,7 @@ class Files:
     self.paths.append(path)
 
   def __reduce__(self):
-    return Files, (self.paths,)
+    return _reopen, (self.paths, self._sizes)
 
   def __len__(self) -> int:
     return len(self.paths)
@@ -92,13 +92,13 @@ class Files:
 
   def read(self, number: int, start: int, end: int) -> bytes:
     """Bytes [start, end) of file `number`."""
-    offset = self._spans[number][0] if number in self._spans else 0
-    return self._map(number)[offset + start : offset + end]
+    data, offset = self._data(number)
+    return data[offset + start : offset + end]
 
   def view(self, number: int, start: int, end: int) -> np.ndarray:
     """Bytes [start, end) of file `number` as uint8, not copied."""
-    offset = self._spans[number][0] if number in self._spans else 0
-    return np.frombuffer(self._map(number), np.uint8, end - start, offset + start)
+    data, offset = self._data(number)
+    return np.frombuffer(data, np.uint8, end - start, offset + start)
 
   def line(self, number: int, offset: int) -> int:
     """The line, from 1, that byte `offset` of a file is on."""
@@ -118,8 +118,8 @@ class Files:
       start = end
 
   def _line_end(self, number: int, start: int, end: int) -> int:
-    offset = self._spans[number][0] if number in self._spans else 0
-    data, limit = self._map(number), offset + self.size(number)
+    data, offset = self._data(number)
+    limit = offset + self.size(number)
     cut = data.rfind(b'\n', offset + start, offset + end)
     if cut < 0:
       cut = data.find(b'\n', offset + end, limit)
@@ -139,16 +139,36 @@ class Files:
       total.update(self.size(number).to_bytes(8, 'little') + self.digest(number))
     return total.hexdigest()
 
-  def _open(self, number: int) -> mmap.mmap | bytes:
+  def _data(self, number: int) -> tuple[mmap.mmap | bytes, int]:
+    """The mapped bytes that hold a file, and where in them it begins."""
     if number in self._spans:
-      return self._spool
+      return self._spool, self._spans[number][0]
+    data = self._map(number)
+    # Reading past the end of a file that was cut meanwhile would kill the process.
+    if isinstance(data, mmap.mmap) and data.size() != len(data):
+      raise _changed(self.paths[number])
+    return data, 0
+
+  def _open(self, number: int) -> mmap.mmap | bytes:
     path, size = self.paths[number], self._sizes[number]
     if not size:
       return b''
     if _size(path) != size:
-      raise Mistake(f'{path} has changed since it was opened: run again.')
+      raise _changed(path)
     with opened(path) as file:
       return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _reopen(paths: Sequence[str], sizes: Sequence[int]) -> Files:
+  files = Files(paths)
+  for number, size in enumerate(sizes):
+    if files.size(number) != size:
+      raise _changed(paths[number])
+  return files
+
+
+def _changed(path: str) -> Mistake:
+  return Mistake(f'{path} has changed since it was opened: run again.')
 
 
 def _size(path: str) -> int:

@@ -16,7 +16,7 @@ from gptjax.sources.records import Records, pass_over
 from gptjax.sources.text import BOM, Spans, cut_lines, index_files, place, spot
 from gptjax.words import Mistake
 
-_SPACES = re.compile(r'[^ \t\n\r]|$')  # Where white space ends.
+_SPACES = re.compile(r'[^ \t\n\r]|\Z')  # Where white space ends.
 _SHOWN = 40  # Characters of a bad line in a message.
 FLAWS = (ValueError, RecursionError)  # Broken, not UTF-8, too deep, a huge number.
 
@@ -166,31 +166,39 @@ def _bytes(text: str, start: int, end: int) -> int:
 
 def _scan(text: str) -> Iterator[tuple[int, int, Any]]:
   """Yields (start, end, value), in characters, of the parts of one JSON value."""
+  begin = _skip(text, 0)
+  parts = _members(text, begin)
+  first = next(parts, None)
+  if first and text[begin] == '{' and not isinstance(first[2], dict):
+    value, end = json.JSONDecoder().raw_decode(text, begin)
+    _expect_end(text, end)
+    yield begin, end, value
+  elif first:
+    yield first
+    yield from parts
+
+
+def _members(text: str, begin: int) -> Iterator[tuple[int, int, Any]]:
+  """The elements of the array, or the values of the object, that is all of `text`."""
   decode = json.JSONDecoder().raw_decode
-  whole, at = _skip(text, 0), _skip(text, _skip(text, 0) + 1)
-  closing = {'[': ']', '{': '}'}[text[whole]]
-  if text[at : at + 1] == closing:
-    at = _skip(text, at + 1)
-  else:
-    while True:
-      if closing == '}':
-        _, at = decode(text, at)
-        at = _expect(text, at, ':')
-      value, end = decode(text, at)
-      if closing == '}' and not isinstance(value, dict) and whole is not None:
-        value, end = decode(text, whole)
-        yield whole, end, value
-        at = _skip(text, end)
-        break
-      yield at, end, value
-      whole = None  # From now on the object is the sum of its values.
-      at = _skip(text, end)
-      if text[at : at + 1] == closing:
-        at = _skip(text, at + 1)
-        break
+  keyed, closing = text[begin] == '{', {'[': ']', '{': '}'}[text[begin]]
+  at = _skip(text, begin + 1)
+  while text[at : at + 1] != closing:
+    if keyed:
+      at = _expect(text, decode(text, at)[1], ':')
+    value, end = decode(text, at)
+    yield at, end, value
+    at = _skip(text, end)
+    if text[at : at + 1] != closing:
       at = _expect(text, at, ',')
-  if at != len(text):
-    raise json.JSONDecodeError('more after the end', text, at)
+      if text[at : at + 1] == closing:
+        raise json.JSONDecodeError('a value expected', text, at)
+  _expect_end(text, at + 1)
+
+
+def _expect_end(text: str, at: int) -> None:
+  if _skip(text, at) != len(text):
+    raise json.JSONDecodeError('more after the end', text, _skip(text, at))
 
 
 def _skip(text: str, at: int) -> int:

@@ -4,6 +4,7 @@ A file, a folder, a glob, or several of them separated by commas.
 """
 
 import difflib
+import fnmatch
 import glob
 import os
 from collections.abc import Iterator, Sequence
@@ -40,12 +41,12 @@ def find(path: str | Sequence[str]) -> list[str]:
   Raises:
     Mistake: a part that names no file: the folder searched, the nearest name there.
   """
-  if not isinstance(path, str):
-    return list(path)
-  if not path.strip():
+  if not path or path == ' ' * len(path):
     raise Mistake(
       'no path given: a file, a folder, or a pattern such as notes/**/*.md.'
     )
+  if not isinstance(path, str):
+    return list(path)
   # A name with a comma or a bracket in it is a name first.
   parts = [path] if _exists(path) else [p.strip() for p in path.split(',') if p.strip()]
   found: dict[str, None] = {}
@@ -99,18 +100,36 @@ def _is_text(path: str) -> bool:
 def _find_remote(path: str) -> list[str]:
   root = epath.Path(path)
   if root.is_dir():
-    files = [top / n for top, _, names in root.walk() for n in names]
-    files = [f for f in files if not f.name.startswith('.')]
+    files = list(_walk_remote(root))
   elif root.exists():
     files = [root]
   else:
     parts = path.split('/')
     plain = next((i for i, p in enumerate(parts) if glob.has_magic(p)), len(parts) - 1)
-    folder = epath.Path('/'.join(parts[:plain]))
-    files = list(folder.glob('/'.join(parts[plain:])))
+    files = list(_match_remote(epath.Path('/'.join(parts[:plain])), parts[plain:]))
   if not files:
     raise Mistake(f'no file matches {path}.')
-  return sorted(str(f) for f in files)
+  return sorted({str(f) for f in files})
+
+
+def _walk_remote(folder: epath.Path) -> Iterator[epath.Path]:
+  return _match_remote(folder, ['**', '*'])
+
+
+def _match_remote(folder: epath.Path, parts: list[str]) -> Iterator[epath.Path]:
+  """Files below `folder` by a glob's parts; not every store has a glob of its own."""
+  first, *rest = parts
+  if first == '**' and rest:
+    yield from _match_remote(folder, rest)
+  for path in folder.iterdir() if folder.is_dir() else ():
+    hidden = path.name.startswith('.') and not first.startswith('.')
+    if hidden or not (first == '**' or fnmatch.fnmatchcase(path.name, first)):
+      continue
+    if path.is_dir():
+      deeper = parts if first == '**' else rest
+      yield from _match_remote(path, deeper) if deeper else ()
+    elif not rest:
+      yield path
 
 
 def _nearest_name(path: str) -> str:

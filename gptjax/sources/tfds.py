@@ -45,9 +45,9 @@ def tfds(name: str, split: str = 'train', data_dir: str | None = None) -> Record
   try:
     info = builder.info.splits[split]
     rows = builder.as_data_source(split=split)
-  except NotImplementedError:
+  except RuntimeError:
     raise Mistake(
-      f'{title} in {builder.data_dir} is prepared as {builder.info.file_format}: '
+      f'{title} in {builder.data_dir} is prepared as {builder.info.file_format.value}: '
       "prepare it with file_format='array_record'."
     ) from None
   except (ValueError, KeyError):

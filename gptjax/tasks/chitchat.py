@@ -41,9 +41,8 @@ def chitchat(
   """
   if form not in _FORMS:
     raise Mistake(f'form={form!r}: {nearest(str(form), _FORMS)}')
-  if split not in splitting.NAMES:
-    raise Mistake(f'split={split!r}: {nearest(str(split), splitting.NAMES)}')
   shares = splitting.fractions(splits)
+  splitting.check_split(split, shares, 'chitchat')
   path = _path()
   stat = os.stat(path)
   texts, found = _load(path, stat.st_size, stat.st_mtime_ns)

@@ -113,6 +113,14 @@ def fractions(splits: Mapping[str, float] | None) -> dict[str, float]:
   return result
 
 
+def check_split(split: str, shares: Mapping[str, float], name: str) -> None:
+  """Raises Mistake unless `split` is one of NAMES and not off."""
+  if split not in NAMES:
+    raise Mistake(f'split={split!r}: {nearest(str(split), NAMES)}')
+  if not shares.get(split, 1):
+    raise Mistake(f'{name}: split {split!r} is off (splits.{split}=0).')
+
+
 def choose(
   found: Survey, split: str, shares: Mapping[str, float], by: str, name: str, cure: str
 ) -> np.ndarray:
@@ -125,8 +133,6 @@ def choose(
   """
   if split == 'all':
     return np.ones(len(found.indices), bool)
-  if split != 'train' and not shares[split]:
-    raise Mistake(f'{name}: split {split!r} is off (splits.{split}=0).')
   if by == 'hash':
     part = found.prints[:, :8].copy().view('>u8')[:, 0] / 2.0**64
     # From both ends: val does not depend on the size of test, nor test on val's.

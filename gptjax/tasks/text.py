@@ -55,13 +55,13 @@ def text(
     Mistake: nothing found, bad input, an empty split (with what to change).
   """
   check_on_bad(on_bad)
-  _check('split', split, splitting.NAMES)
   _check('by', by, _BY)
   shares = splitting.fractions(splits)
   if val_path:
     shares = {**shares, 'val': 0.0}
     if split == 'val':
       path, split = val_path, 'all'
+  splitting.check_split(split, shares, path)
   records, kind = _open(path, document, field, format, on_bad, data)
   found = splitting.survey(records, functools.partial(_content, records, field), on_bad)
   skipped = records.skipped + found.skipped
@@ -91,7 +91,7 @@ def _open(
   """The records that `path` names, and their format."""
   if kind is not None:
     _check('format', kind, _FORMATS)
-  prefix, _, rest = path.partition(':')
+  prefix, _, rest = (path or '').partition(':')
   if prefix in ('tfds', 'hf') and kind in (None, prefix):
     path, kind = rest, prefix
   if kind in ('tfds', 'hf'):
@@ -131,7 +131,7 @@ def _locate(path: str, data: str | None) -> list[str]:
   try:
     return names.find(path)
   except Mistake as mistake:
-    if not folder or not path.strip() or os.path.isabs(path):
+    if not folder or not path or not path.strip() or os.path.isabs(path):
       raise
     try:
       return names.find(
