@@ -8,18 +8,13 @@ loses at most its unfinished shards. Sizes and lengths are checked when the fold
 opened, the ids of a shard before their first use.
 """
 
-import collections
-import concurrent.futures
-import concurrent.futures.process
 import contextlib
-import functools
 import hashlib
 import json
-import multiprocessing
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,13 +22,13 @@ from etils import epath
 
 from gptjax import files
 from gptjax.data import tokens as tokens_lib
+from gptjax.data.parallel import Run, Span, tokenized
 from gptjax.data.tokens import Tokens
 from gptjax.words import Failure, Mistake, Task, Tokenizer
 
 FORMAT = 1  # Of the files; another number is written anew.
 SMALL = 32 << 20  # Bytes of text up to which a corpus is tokenized in memory.
 SHARD = 64 << 20  # Bytes of text in a shard, about.
-_BATCH = 1 << 20  # Characters handed to a worker at a time.
 
 Say = Callable[[str], None]
 
@@ -123,12 +118,13 @@ def write(
   with files.reporting(f'cannot write shards in {folder}'):
     folder.mkdir(parents=True, exist_ok=True)
     missing = [s for s in spans if not _finished(folder, digest, *s)]
+    say = say if len(spans) > 1 else None
     if say and missing:
       say(
         f'tokenizing {task.name}: {len(missing)} of {len(spans)} shards to write '
         f'in {folder}'
       )
-    for span, runs in _tokenized(task, tokenizer, missing, workers):
+    for span, runs in tokenized(task, tokenizer, missing, workers):
       _write_shard(folder, digest, span, runs)
       if say:
         say(f'tokenized {task.name}: shard {span[0] + 1} of {len(spans)}')
@@ -146,88 +142,6 @@ def write(
       'shards': shards,
     }
     _write(folder / 'index.json', _sealed(index))
-
-
-Span = tuple[int, int, int]  # Number of a shard, its first document, the one after.
-Run = tuple[np.ndarray, np.ndarray, int]  # What tokens.encode gives.
-
-
-def _tokenized(
-  task: Task, tokenizer: Tokenizer, spans: Sequence[Span], workers: int
-) -> Iterator[tuple[Span, list[Run]]]:
-  """Shards in order, with the ids of all their documents."""
-  with contextlib.ExitStack() as stack:
-    if workers:
-      folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='tokenizer'))
-      tokenizer.save(epath.Path(folder))
-      pool = stack.enter_context(
-        concurrent.futures.ProcessPoolExecutor(
-          workers, multiprocessing.get_context('spawn')
-        )
-      )
-      runs = _ahead(pool, folder, _batches(task, spans), workers)
-    else:
-      runs = (
-        (span, last, tokens_lib.encode(texts, tokenizer))
-        for span, last, texts in _batches(task, spans)
-      )
-    gathered: list[Run] = []
-    for span, last, run in runs:
-      gathered.append(run)
-      if last:
-        yield span, gathered
-        gathered = []
-
-
-def _batches(
-  task: Task, spans: Sequence[Span]
-) -> Iterator[tuple[Span, bool, list[str]]]:
-  """Texts of about _BATCH characters, and whether they are the shard's last."""
-  for span in spans:
-    texts: list[str] = []
-    size = 0
-    for index in range(span[1], span[2]):
-      texts.append(tokens_lib.document(task, index))
-      size += len(texts[-1])
-      last = index + 1 == span[2]
-      if size >= _BATCH or last:
-        yield span, last, texts
-        texts, size = [], 0
-
-
-def _ahead(
-  pool: concurrent.futures.Executor,
-  folder: str,
-  batches: Iterable[tuple[Span, bool, list[str]]],
-  workers: int,
-) -> Iterator[tuple[Span, bool, Run]]:
-  """Batches tokenized by the pool, in order, a few a worker under way."""
-  waiting: collections.deque = collections.deque()
-  try:
-    for span, last, texts in batches:
-      waiting.append((span, last, pool.submit(_encode, folder, texts)))
-      if len(waiting) > 3 * workers:
-        span, last, future = waiting.popleft()
-        yield span, last, future.result()
-    while waiting:
-      span, last, future = waiting.popleft()
-      yield span, last, future.result()
-  except concurrent.futures.process.BrokenProcessPool as e:
-    raise Failure(
-      'a process that tokenized died (out of memory?); the same command again goes on '
-      'with the shards that are finished.'
-    ) from e
-
-
-def _encode(folder: str, texts: list[str]) -> Run:
-  return tokens_lib.encode(texts, _load(folder))
-
-
-@functools.cache
-def _load(folder: str) -> Tokenizer:
-  from gptjax.tokenizers import store
-
-  return store.load(epath.Path(folder))
 
 
 def _write_shard(folder: epath.Path, digest: str, span: Span, runs: list[Run]) -> None:

@@ -1,8 +1,10 @@
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -101,7 +103,6 @@ SUFFIXES = ('tokens', 'lengths', 'json')
 KILLED = """
 import sys, time
 from gptjax.data import shards
-from tests import fakefs
 from tests.data.fakes import TOKENIZER, words
 
 class Slow(type(words(1, 1))):
@@ -110,8 +111,23 @@ class Slow(type(words(1, 1))):
     return super().example(index)
 
 task = Slow(words(200, seed=6).texts, 'lines')
-shards.write(task, TOKENIZER, sys.argv[1], count=20, say=lambda s: print(s, flush=True))
+if __name__ == '__main__':
+  shards.write(
+    task,
+    TOKENIZER,
+    sys.argv[1],
+    count=20,
+    workers=1,
+    say=lambda line: print(line, flush=True),
+  )
 """
+
+
+def alive(pid):
+  try:
+    return pathlib.Path(f'/proc/{pid}/stat').read_text().split()[2] != 'Z'
+  except FileNotFoundError:
+    return False
 
 
 def test_a_killed_writer_is_finished_by_the_next(tmp_path):
@@ -119,9 +135,15 @@ def test_a_killed_writer_is_finished_by_the_next(tmp_path):
     [sys.executable, '-c', KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
   )
   lines = [child.stdout.readline() for _ in range(4)]
+  family = pathlib.Path(f'/proc/{child.pid}/task/{child.pid}/children')
+  workers = family.read_text().split() if family.exists() else []
   child.send_signal(signal.SIGKILL)
   child.wait()
-  assert 'shard 3 of 10' in lines[-1]
+  until = time.monotonic() + 20
+  while any(alive(worker) for worker in workers):
+    assert time.monotonic() < until, 'its workers live on'
+    time.sleep(0.05)
+  assert 'shard 3 of 10' in lines[-1], lines
   assert not (tmp_path / 'index.json').exists()
   kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob('0000[012].*')}
   assert len(kept) == 9
