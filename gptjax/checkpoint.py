@@ -149,6 +149,9 @@ class Checkpoints:
       extra = {'step': step, 'data': manifest.encode(data_state), 'offsets': offsets}
       if staged(place):
         work = epath.Path(tempfile.mkdtemp(prefix='gptjax-checkpoint-'))
+      if self._main:
+        work.mkdir(parents=True, exist_ok=True)
+        files.write(work / _EXTRA, json.dumps(extra))
       _save_arrays(self._checkpointer(), work / _STATE, arrays)
     except Exception as error:
       self._give_up(work)
@@ -156,7 +159,7 @@ class Checkpoints:
     if metrics:
       self.score(step, metrics)
     self._thread = threading.Thread(
-      target=self._finish, args=(step, work, leaves, extra), name='checkpoint'
+      target=self._finish, args=(step, work, leaves), name='checkpoint'
     )
     self._thread.start()
     return True
@@ -190,14 +193,11 @@ class Checkpoints:
         self._orbax = None
       together('gptjax checkpoints closed')
 
-  def _finish(
-    self, step: int, work: epath.Path, leaves: dict[str, Any], extra: dict[str, Any]
-  ) -> None:
+  def _finish(self, step: int, work: epath.Path, leaves: dict[str, Any]) -> None:
     """Behind the training: waits for the arrays, sums all up, commits the step."""
     try:
       self._checkpointer().wait_until_finished()  # Of all processes.
       if self._main:
-        files.write(work / _EXTRA, json.dumps(extra))
         manifest.write(work, step, leaves)
         if work != self._steps.place(step):
           upload(work, self._steps.place(step))
@@ -360,7 +360,9 @@ def _make_checkpointer() -> Any:
 
   logging.getLogger('absl').addFilter(_not_orbax_traceback)
   options = ocp.options.AsyncOptions(timeout_secs=3600)
-  return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
+  # Weights hardly compress (8 %), and trying takes the CPU from the training.
+  handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+  return ocp.AsyncCheckpointer(handler, async_options=options)
 
 
 def _not_orbax_traceback(record: logging.LogRecord) -> bool:

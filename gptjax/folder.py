@@ -26,8 +26,8 @@ from etils import epath
 
 from gptjax import files
 from gptjax.lookup import flatten
-from gptjax.steps import together
-from gptjax.words import Mistake
+from gptjax.steps import anywhere, together
+from gptjax.words import Failure, Mistake
 
 FORMAT = 1  # Of config.json and of all that it stands for.
 # Dotted keys (shell wildcards) that an old run may be gone on with changed.
@@ -68,7 +68,7 @@ _SECRET = re.compile(r'(?i)(--?[\w.]*(?:api_key|secret|password|credential)[\w.]
 
 
 class Folder(NamedTuple):
-  """A run folder open for writing; `close()` gives the lock back."""
+  """A run folder open for writing: keep it, for the lock goes with it or `close()`."""
 
   path: epath.Path
   new: bool  # No run was here before.
@@ -100,11 +100,15 @@ def open_folder(
   path = epath.Path(path)
   config = _plain(config)
   main = jax.process_index() == 0
-  release = lambda: None  # noqa: E731
-  if main:
-    with files.reporting(f'cannot write the run folder {path}'):
-      release = _claim(path, fresh, say)
-  together('gptjax folder claimed')
+  release, refusal = lambda: None, None
+  try:
+    if main:
+      with files.reporting(f'cannot write the run folder {path}'):
+        release = _claim(path, fresh, say)
+  except (Mistake, Failure) as error:
+    refusal = error
+  if anywhere(refusal is not None):  # Or the other processes would wait for ever.
+    raise refusal or Mistake(f'{path} was refused to the first process.')
   try:
     new = not (path / 'config.json').exists()
     changed = {} if new else _compare(path, config, may_change)

@@ -188,7 +188,7 @@ class Steps:
       error = damage
     except FileNotFoundError:  # The writer dropped it meanwhile.
       error = manifest.Damaged('it is gone')
-    if _anywhere(error is not None):
+    if anywhere(error is not None):
       raise error or manifest.Damaged('as another process found')
     return place, found
 
@@ -213,7 +213,7 @@ def together(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def _anywhere(flag: bool) -> bool:
+def anywhere(flag: bool) -> bool:
   """Whether the flag is set on any process."""
   if jax.process_count() == 1:
     return flag

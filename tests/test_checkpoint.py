@@ -1,9 +1,11 @@
 """Saves that are whole or not there, and any flipped bit found."""
 
 import contextlib
+import json
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -448,6 +450,83 @@ def test_a_kill_leaves_whole_steps(tmp_path):
 @pytest.mark.slow
 def test_ten_kills_leave_whole_steps(tmp_path):
   check_kills(tmp_path, 10)
+
+
+RANK = """
+import os, sys
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+port, rank, folder = sys.argv[1:]
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 2)
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+jax.distributed.initialize(f'localhost:{port}', 2, int(rank))
+from gptjax.checkpoint import open_checkpoints
+from gptjax.folder import open_folder
+from gptjax.metrics import open_log
+mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
+cut = NamedSharding(mesh, PartitionSpec('data'))
+run = open_folder(folder, {'seed': 0})
+log = open_log(run.path)
+saves = open_checkpoints(run.path / 'checkpoints', keep=2)
+shape = jax.ShapeDtypeStruct((4096,), np.float32, sharding=cut)
+fill = jax.jit(lambda n: jax.numpy.full(4096, n, np.float32), out_shardings=cut)
+for n in (1, 2, 3):
+  log.write(n, 'train', {'loss': 1 / n})
+  saves.save(n, {'w': fill(n)}, {'rows': n}, log.offsets())
+  saves.wait()
+saves.close()
+assert log.history('train/loss') == [(1, 1.0), (2, 0.5), (3, 1 / 3)]
+jax.experimental.multihost_utils.sync_global_devices('saved')
+if rank == '0':
+  place = run.path / 'checkpoints' / '3' / 'state'
+  name = max((p for p in place.glob('*/d/*')), key=lambda p: p.stat().length)
+  data = bytearray(name.read_bytes())
+  data[-9] ^= 1
+  name.write_bytes(bytes(data))
+jax.experimental.multihost_utils.sync_global_devices('flipped')
+saves = open_checkpoints(run.path / 'checkpoints', keep=2)
+got = saves.restore({'w': shape})
+assert got.step == 2, got.step
+assert got.data == {'rows': 2}
+for shard in got.state['w'].addressable_shards:
+  assert np.all(np.asarray(shard.data) == 2)
+again = open_log(run.path, got.offsets, step=2)
+assert again.history('train/loss') == [(1, 1.0), (2, 0.5)]
+assert not saves.save(2, {'w': fill(2)}, {}, {})
+assert saves.save(3, {'w': fill(3)}, {'rows': 3}, again.offsets())
+saves.close()
+assert saves.steps() == [2, 3]
+again.close()
+run.close()
+print('well', rank)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_save_and_restore_together(tmp_path):
+  with socket.socket() as probe:
+    probe.bind(('localhost', 0))
+    port = probe.getsockname()[1]
+  ranks = [
+    subprocess.Popen(
+      [sys.executable, '-c', RANK, str(port), str(n), str(tmp_path / 'run')],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for n in range(2)
+  ]
+  try:
+    said = [rank.communicate(timeout=150)[0] for rank in ranks]
+  finally:
+    for rank in ranks:
+      rank.kill()
+  for n, text in enumerate(said):
+    assert f'well {n}' in text, text[-3000:]
+  assert (tmp_path / 'run' / 'checkpoints' / 'damaged' / '3').is_dir()
+  found = json.loads((tmp_path / 'run/checkpoints/3/MANIFEST.json').read_text())
+  assert any('ocdbt.process_1' in name for name in found['files'])
 
 
 def test_leaves_are_described(tmp_path):

@@ -186,6 +186,13 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
     open_log(tmp_path / 'run')
 
 
+def test_a_full_disk_is_one_line(tmp_path):
+  log = open_log(tmp_path, tensorboard=False)
+  log._files[metrics.METRICS] = open('/dev/full', 'ab')  # noqa: SIM115
+  with pytest.raises(Failure, match=r'cannot write .*metrics.jsonl: No space left'):
+    log.write(1, 'train', {'loss': 1.0})
+
+
 def test_a_broken_line_is_named(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n[1, 2]\n')
