@@ -6,8 +6,9 @@ control tokens (all that the file calls special) are taken out of what runs: rem
 from the added tokens, and renamed in the model to strings that no text can reach. Text
 that imitates them stays text.
 
-What a file throws away (case, Unicode forms, unknown characters), no decoder brings
-back; byte-level BPE without a normalizer, such as GPT-2's, gives every string back.
+What a file throws away (case, Unicode forms, unknown characters, a true U+2581), no
+decoder brings back; byte-level BPE without a normalizer, as GPT-2's, gives every string
+back. Text of GPT-2's kind is cut at white space and each word encoded once.
 
 Sources: Radford et al. 2019 (GPT-2: bytes as characters, the merges' order); the format
 of tokenizer.json as huggingface/tokenizers reads it.

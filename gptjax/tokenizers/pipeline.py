@@ -39,6 +39,10 @@ def is_byte_level(spec: Mapping[str, Any]) -> bool:
   return any(part['type'] == 'ByteLevel' for part in parts)
 
 
+def _is_of_words(spec: Mapping[str, Any]) -> bool:
+  return spec['model']['type'] in ('WordPiece', 'WordLevel')
+
+
 def unknown_token(spec: Mapping[str, Any]) -> str | None:
   """The token of what the vocabulary lacks, if text can lead to it."""
   model = spec['model']
@@ -109,7 +113,7 @@ def leading(spec: Mapping[str, Any]) -> bytes:
       return b' '
     if kind == 'Metaspace' and part.get('add_prefix_space', scheme != 'never'):
       return b' '
-  return b' ' if spec['model']['type'] == 'WordPiece' else b''
+  return b' ' if _is_of_words(spec) else b''
 
 
 def pieces(spec: Mapping[str, Any], controls: Mapping[str, int]) -> list[bytes]:
@@ -141,13 +145,15 @@ def _reader(spec: Mapping[str, Any]) -> Callable[[str], bytes]:
   suffix = model.get('end_of_word_suffix') or ''
   numbers = {f'<0x{b:02X}>': bytes([b]) for b in range(256)}
   fallback = numbers if model.get('byte_fallback') else {}
+  words = _is_of_words(spec)
 
   def to_bytes(name: str) -> bytes:
     if name in fallback:
       return fallback[name]
     text = name.replace(_SPACE, ' ') if spaced else name
-    if inside and model['type'] == 'WordPiece':
-      text = text.removeprefix(inside) if text.startswith(inside) else f' {text}'
+    if words:
+      goes_on = bool(inside) and text.startswith(inside)
+      text = text.removeprefix(inside) if goes_on else f' {text}'
     if suffix and text.endswith(suffix):
       text = text.removesuffix(suffix) + ' '
     return text.encode()

@@ -80,12 +80,12 @@ def sentencepiece(
     )
   options = _options(vocab, model, names)
   size, key = _fingerprint(texts, dict(options, max_bytes=max_bytes))
-  if not size:
-    raise Mistake('tokenizer sentencepiece: the training text is empty.')
   folder = (epath.Path(cache) if cache else _user_cache()) / key
   with contextlib.suppress(Mistake, OSError):  # Not there, or damaged: train.
     return store.load(folder)
-  lines = list(_sample(texts, max_bytes / size))
+  lines = list(_sample(texts, max_bytes / max(1, size)))
+  if not lines:
+    raise Mistake('tokenizer sentencepiece: the training text is empty.')
   lines = list(_without_rare(lines, room))
   tokenizer = read({}, {FILE: _train(lines, options)})
   with contextlib.suppress(OSError):
