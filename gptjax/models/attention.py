@@ -4,7 +4,7 @@
   blockwise  attention_blockwise.py: any length and any mask in linear memory
   cpu        attention_cpu.py: rectangles of the causal triangle
   splash     attention_fused.py: the TPU's kernel
-  triton     attention_fused.py: the GPU's kernel
+  triton     attention_fused.py: the GPU's kernel (blockwise with window or soft cap)
 
 Every form gives the numbers of `plain`, forward and backward.
 """
@@ -15,13 +15,21 @@ import jax
 
 from gptjax import sharding
 from gptjax.lookup import nearest
-from gptjax.models import attention_blockwise, attention_cpu, attention_plain
+from gptjax.models import (
+  attention_blockwise,
+  attention_cpu,
+  attention_fused,
+  attention_plain,
+)
 from gptjax.words import Mistake
 
 FORMS = ('plain', 'blockwise', 'cpu', 'splash', 'triton')
 
 # Scores [T, S] of a head that may exist at once against a cache.
 _SCORES = 1 << 20
+
+# Rows so short that there is nothing to save.
+_SHORT = 16
 
 
 def attention(
@@ -81,7 +89,13 @@ def attention(
     raise Mistake(f'attention has no form {form!r}: {nearest(form, FORMS)}')
   if not aligned:
     raise ValueError(f'form {form!r} serves no cache: leave out positions and slots.')
-  return attention_cpu.triangle(q, k, v, segments=segments, **kinds)
+  if form == 'cpu':
+    return attention_cpu.triangle(q, k, v, segments=segments, **kinds)
+  if form == 'splash':
+    return attention_fused.splash(q, k, v, segments=segments, **kinds)
+  if not attention_fused.triton_serves(q, segments, window, softcap):
+    return attention_blockwise.blockwise(q, k, v, segments=segments, **kinds)
+  return attention_fused.triton(q, k, v, segments=segments, causal=causal, scale=scale)
 
 
 def _choose(T: int, S: int, aligned: bool) -> str:
@@ -89,8 +103,8 @@ def _choose(T: int, S: int, aligned: bool) -> str:
   platform = sharding.platform()
   if platform == 'cpu' and T == 1:
     return 'cpu'
-  if not aligned:
+  if not aligned or T < _SHORT:
     return 'plain' if T * S <= _SCORES else 'blockwise'
-  if platform == 'cpu' and T <= attention_cpu.LONGEST:
-    return 'cpu'
-  return 'blockwise'
+  if platform == 'cpu':
+    return 'cpu' if T <= attention_cpu.LONGEST else 'blockwise'
+  return {'tpu': 'splash', 'gpu': 'triton'}.get(platform, 'blockwise')
