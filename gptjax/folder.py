@@ -50,6 +50,10 @@ MAY_CHANGE = (
   'mesh.*',
   'rules',
   'rules.*',
+  'microbatches',
+  'samples',
+  'samples.*',
+  'compile_cache',
   'data',
 )
 _PACKAGES = (
