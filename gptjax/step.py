@@ -105,10 +105,13 @@ def make_train_step(
     grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
     norm = tree.norm(grads)
     good = jnp.isfinite(norm) & (weight > 0)
-    params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(good, new, old),
-      optimizer.update(grads, state.opt_state, state.params, state.step),
-      (state.params, state.opt_state),
+    # A choice of each number by jnp.where would copy the moments first.
+    params, opt_state = jax.lax.cond(
+      good,
+      lambda params, opt_state: optimizer.update(grads, opt_state, params, state.step),
+      lambda params, opt_state: (params, opt_state),
+      state.params,
+      state.opt_state,
     )
     params, opt_state = _lay((params, opt_state), (axes, optimizer.axes(axes)))
     metrics = {

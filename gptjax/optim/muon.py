@@ -120,17 +120,45 @@ def orthogonalize(matrices: Array, iterations: int = 5) -> Array:
   """
   x = matrices.astype(jnp.float32)
   x = x / (jnp.sqrt(jnp.sum(x * x, axis=(-2, -1), keepdims=True)) + 1e-7)
-  if sharding.platform() != 'cpu':
-    x = x.astype(jnp.bfloat16)
   tall = x.shape[-2] > x.shape[-1]
   if tall:  # The smaller Gram matrix costs less.
     x = jnp.swapaxes(x, -2, -1)
+  if sharding.platform() != 'cpu':
+    x = _newton_schulz(x.astype(jnp.bfloat16), iterations)
+  elif x.shape[-1] < 2 * x.shape[-2]:
+    x = _newton_schulz(x, iterations)
+  else:
+    x = _newton_schulz_long(x, iterations)
+  return jnp.swapaxes(x, -2, -1) if tall else x
+
+
+def _newton_schulz(x: Array, iterations: int) -> Array:
   a, b, c = COEFFICIENTS
   for _ in range(iterations):
     gram = jnp.einsum('RIO,RJO->RIJ', x, x)
-    poly = b * gram + c * jnp.einsum('RIJ,RJK->RIK', gram, gram)
-    x = a * x + jnp.einsum('RIJ,RJO->RIO', poly, x)
-  return jnp.swapaxes(x, -2, -1) if tall else x
+    poly = b * gram + c * _product(gram, gram)
+    x = a * x + _product(poly, x)
+  return x
+
+
+def _newton_schulz_long(x: Array, iterations: int) -> Array:
+  """The same with all iterations on the Gram matrix, whose polynomials commute.
+
+  Costs 60 % for O = 4 I; in bfloat16 the errors of the Gram matrix would grow too far.
+  """
+  a, b, c = COEFFICIENTS
+  gram = jnp.einsum('RIO,RJO->RIJ', x, x)
+  total = one = jnp.eye(x.shape[-2], dtype=x.dtype)[None]
+  for i in range(iterations):
+    poly = a * one + b * gram + c * _product(gram, gram)
+    total = _product(poly, total) if i else poly
+    if i + 1 < iterations:
+      gram = _product(_product(poly, gram), poly)
+  return _product(total, x)
+
+
+def _product(x: Array, y: Array) -> Array:
+  return jnp.einsum('RIJ,RJO->RIO', x, y)
 
 
 def _rule(

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax import lookup, tree
+from gptjax import lookup, sharding, tree
 from gptjax.optim import muon
 from gptjax.words import Mistake
 
-D, H, G, K, F, V, R = 12, 3, 1, 4, 20, 16, 2
+D, H, G, K, F, V, R = 12, 3, 1, 4, 28, 16, 2
 LR, WD, STEPS = 0.02, 0.1, 10
 PARAMS = {  # path: (shape, logical axes)
   'embed/tokens': ((V, D), ('vocab', 'embed')),
@@ -266,17 +266,37 @@ def test_which_leaves_muon_orthogonalizes():
   others = sorted(set(PARAMS) - set(HIDDEN))
   assert sorted(tree.paths(state.rule.adam.mu)) == others
   bare = {path: names for path, (_, names) in PARAMS.items() if path not in HIDDEN}
-  with pytest.raises(Mistake, match='muon finds no hidden matrix among embed/positions'):
+  with pytest.raises(
+    Mistake, match='muon finds no hidden matrix among embed/positions'
+  ):
     make('muon', nest(bare))
 
 
 def test_orthogonalize_brings_singular_values_near_one():
   x = jax.random.normal(jax.random.key(0), (3, 40, 64))
   x = x * jnp.linspace(1, 50, 40).reshape(1, -1, 1)
-  for matrices in (x, jnp.swapaxes(x, 1, 2)):
+  for matrices in (x, jnp.swapaxes(x, 1, 2), x[:, :20]):
     values = np.linalg.svd(muon.orthogonalize(matrices), compute_uv=False)
     assert values.min() > 0.5
     assert values.max() < 1.3
+
+
+@pytest.mark.parametrize('shape', [(40, 64), (20, 64), (64, 20), (64, 64)])
+def test_orthogonalize_every_shape_as_the_authors_do(shape):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((3, *shape)) * np.geomspace(1, 1e-3, shape[1])
+  found = muon.orthogonalize(jnp.asarray(x, jnp.float32))
+  expected = np.stack([newton_schulz(m) for m in x])
+  np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_orthogonalize_in_bfloat16_elsewhere():
+  with sharding.use(sharding.make_mesh({'data': 1}, jax.devices()[:1]), platform='tpu'):
+    lowered = jax.jit(muon.orthogonalize).lower(jnp.zeros((2, 20, 64)))
+  text = lowered.as_text()
+  assert 'dot_general' in text
+  dots = [line for line in text.splitlines() if 'dot_general' in line]
+  assert all('f32' not in line.replace('bf16', '') for line in dots)
 
 
 def test_muon_with_a_rate_of_its_own_for_the_rest():
