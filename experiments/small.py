@@ -1,7 +1,7 @@
 """A small GPT on 12 MB of dialogue, from nothing.
 
-  python -m gptjax.main --config=experiments/small.py                    # 2 CPU cores
-  python -m gptjax.main --config=experiments/small.py:text=my/*.txt     # your own text
+python -m gptjax.main --config=experiments/small.py                    # 2 CPU cores
+python -m gptjax.main --config=experiments/small.py:text=my/*.txt     # your own text
 """
 
 from experiments import common
@@ -16,14 +16,28 @@ def get_config(arg=''):
     task = dict(name='text', path=a.text, document=a.document)
   else:
     task = dict(name='chitchat')
-  c.mixture = dict(length=256, packing='best_fit', tasks=dict(text=dict(task, weight=1.0)))
+  c.mixture = dict(
+    length=256, packing='best_fit', tasks=dict(text=dict(task, weight=1.0))
+  )
   c.tokenizer = dict(name='sentencepiece', vocab=4096)
   c.model = dict(
-    name='transformer', preset='llama', layers=4, embed=256, heads=4, kv_heads=2, mlp=704
+    name='transformer',
+    preset='llama',
+    layers=4,
+    embed=256,
+    heads=4,
+    kv_heads=2,
+    mlp=704,
   )
   c.objective.z_loss = 1e-4
   c.optim = dict(
-    name='muon', lr=0.02, adam_lr=3e-3, warmup=50, decay='wsd', weight_decay=0.1, clip=1.0
+    name='muon',
+    lr=0.02,
+    adam_lr=3e-3,
+    warmup=50,
+    decay='wsd',
+    weight_decay=0.1,
+    clip=1.0,
   )
   c.evals = dict(val=dict(name='perplexity', task='text', split='val', every=200))
   c.keep_best.metric = 'val/bits_per_byte'

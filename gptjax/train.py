@@ -219,8 +219,9 @@ def _loop(
         saves.wait()
         raise Leave(f'stopped; the same command goes on from step {step}.')
       with clock.over('evals'):
-        numbers |= _evaluate(step, last, c, parts, state, log)
-        saves.score(step, numbers)
+        scores = _evaluate(step, last, c, parts, state, log)
+        saves.score(step, scores)
+        numbers |= scores
       if last or stalled(log, c['early_stop']):
         break
       trace(step)

@@ -6,6 +6,7 @@ Bits per byte is the sum of nats / ln 2 over the UTF-8 bytes of the texts, so mo
 with different tokenizers can be compared (Gao et al. 2020, The Pile, section 3.1).
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -72,9 +73,13 @@ def perplexity(
   score = jax.jit(functools.partial(_score, model))
 
   def run(weights: Params) -> dict[str, float]:
-    # Numbers stay on the device until all batches are under way.
-    found = [score(weights, batch) for batch in split.batches]
-    nats, correct, count = map(math.fsum, zip(*jax.device_get(found), strict=True))
+    found, ahead = [], collections.deque()
+    for batch in split.batches:
+      ahead.append(score(weights, batch))
+      if len(ahead) > 2:  # More at once fill memory, and can lock virtual devices.
+        found.append(jax.device_get(ahead.popleft()))
+    found += jax.device_get(list(ahead))
+    nats, correct, count = map(math.fsum, zip(*found, strict=True))
     return {
       'nats_per_token': nats / count,
       'bits_per_byte': nats / math.log(2) / split.bytes,

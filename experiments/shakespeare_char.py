@@ -1,0 +1,43 @@
+"""Characters of Shakespeare: 1.1 MB, the first 90 % to train, the last 10 % to judge.
+
+python -m gptjax.main --config=experiments/shakespeare_char.py --data=FOLDER
+python -m gptjax.main --config=experiments/shakespeare_char.py:path=any.txt
+"""
+
+from experiments import common
+
+
+def get_config(arg=''):
+  a = common.parse(arg, path='tinyshakespeare', steps=1000)
+  c = common.config()
+  c.steps = a.steps
+  c.batch_size = 16  # Rows per update, over all devices.
+  c.tokenizer = dict(name='chars')
+  task = dict(
+    name='text', path=a.path, by='position', splits=dict(val=0.1, test=0.0), weight=1.0
+  )
+  c.mixture = dict(length=64, packing='concat', tasks=dict(text=task))
+  c.model = dict(
+    name='transformer',
+    preset='llama',
+    layers=4,
+    embed=128,
+    heads=4,
+    kv_heads=4,
+    mlp=512,
+    activation='relu2',
+    gated=False,
+    qk_norm=True,
+  )
+  c.optim = dict(
+    name='muon',
+    lr=0.02,
+    adam_lr=4e-3,
+    warmup=20,
+    decay='linear',
+    weight_decay=0.0,
+    clip=1.0,
+  )
+  c.evals = dict(val=dict(name='perplexity', split='val', every=250))
+  c.save_every = 500
+  return c

@@ -1,0 +1,46 @@
+"""Every experiment loads, and takes two steps at a size for a test."""
+
+import pathlib
+
+import pytest
+
+from gptjax import flags, train
+
+FOLDER = pathlib.Path(flags.SHIPPED)
+NAMES = flags.shipped()
+SMALL = {  # Argument, and what is changed, so that two steps take seconds.
+  'small': ('quick', dict(steps=2)),
+  'shakespeare_char': ('steps=2', dict()),
+  'gpt2': ('tiny', dict()),
+}
+
+
+def test_every_experiment_is_tried():
+  assert sorted(SMALL) == NAMES
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_it_says_its_command_and_loads_without_jax(name):
+  path = FOLDER / f'{name}.py'
+  assert f'--config=experiments/{name}.py' in path.read_text()
+  config = flags.load_config(path, None)
+  assert config.steps > 100
+  assert 'tensorflow' not in path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NAMES)
+def test_it_takes_two_steps(name, tmp_path, shared):
+  arg, changes = SMALL[name]
+  config = flags.load_config(FOLDER / f'{name}.py', arg)
+  with config.unlocked():
+    config.update(changes)
+  config.model.layers = min(config.model.get('layers') or 2, 2)
+  config.batch_size = 8
+  config.samples.every = 0
+  config.data = str(shared)
+  config.mesh = dict(data=-1, fsdp=1, tensor=1)
+  said = []
+  result = train.train(config, str(tmp_path / 'run'), say=said.append)
+  assert result['step'] == 2
+  assert 0 < result['val/bits_per_byte'] < 20
