@@ -41,7 +41,7 @@ def find(path: str | Sequence[str]) -> list[str]:
   Raises:
     Mistake: a part that names no file: the folder searched, the nearest name there.
   """
-  if not path or path == ' ' * len(path):
+  if not path or not set(path) - {' ', ','}:
     raise Mistake(
       'no path given: a file, a folder, or a pattern such as notes/**/*.md.'
     )

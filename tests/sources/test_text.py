@@ -248,6 +248,7 @@ def test_nothing_found(tmp_path, monkeypatch):
     'empty': f'no text file in folder {here}/empty',
     'empty/*': f'searched folder {here}/empty, which is empty',
     '': 'no path given',
+    ' , ': 'no path given',
     'notes/chapter.txt,no.txt': 'no file matches no.txt',
   }
   for path, message in table.items():
