@@ -32,6 +32,7 @@ _SCORES = 1 << 20
 _SHORT = 16
 
 
+@jax.named_scope('attend')
 def attention(
   q: jax.Array,
   k: jax.Array,

@@ -36,6 +36,7 @@ class _Chunk(NamedTuple):
   weights: jax.Array  # [B, t]
 
 
+@jax.named_scope('loss')
 def cross_entropy(
   head: Head,
   hidden: jax.Array,
@@ -68,6 +69,7 @@ def cross_entropy(
   return Loss(total, jax.lax.stop_gradient(nats), correct)
 
 
+@jax.named_scope('loss')
 def token_nats(
   head: Head, hidden: jax.Array, targets: jax.Array, *, chunk: int = 1024
 ) -> jax.Array:
