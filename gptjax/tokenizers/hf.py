@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from gptjax import lookup
@@ -97,19 +98,25 @@ def hf(
   special.update({first: known[first], last: known[last]})
   meta = dict(start=known[first], end=known[last], controls=special)
   text = json.dumps(spec, ensure_ascii=False, separators=(',', ':'))
-  try:
-    return read(meta, {FILE: text.encode()})
-  except Exception as error:  # `tokenizers` raises no narrower kind.
-    raise Mistake(f'{path} is no tokenizer that can be read: {error}') from error
+  return read(meta, {FILE: text.encode()}, path)
 
 
-def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
-  """The tokenizer as it was saved; its tokenizer.json is whole, for others to read."""
+def read(
+  meta: Mapping[str, Any], files: Mapping[str, bytes], where: Any = FILE
+) -> Tokenizer:
+  """The tokenizer as it was saved; its tokenizer.json is whole, for others to read.
+
+  Raises:
+    Mistake: the package `tokenizers` cannot run the file, named `where`.
+  """
   import tokenizers
 
   spec = json.loads(files[FILE])
   controls = meta['controls']
-  runs = tokenizers.Tokenizer.from_str(json.dumps(pipeline.without(spec, controls)))
+  try:
+    runs = tokenizers.Tokenizer.from_str(json.dumps(pipeline.without(spec, controls)))
+  except Exception as error:  # `tokenizers` raises no narrower kind.
+    raise Mistake(f'{where} is no tokenizer that can be run: {error}') from error
   model = spec['model']
   merges = model['type'] == 'BPE' and not model.get('ignore_merges')
   # Only a model that looks whole strings up could find a hidden name in the text.
@@ -119,7 +126,9 @@ def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
     text = text.replace(pipeline.HIDDEN, pipeline.LOST) if reachable else text
     return runs.encode(text, add_special_tokens=False).ids
 
-  words = store.Words(encode)
+  def whole(text: str) -> np.ndarray:
+    return np.array(encode(text), np.int32)
+
   by_word = pipeline.splits_at_space(spec, controls)
   return store.Table(
     name='hf',
@@ -128,7 +137,7 @@ def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
     controls=controls,
     files=files,
     pieces=pipeline.pieces(spec, controls),
-    ids=lambda text: words.ids(_WORD.findall(text) if by_word else [text]),
+    ids=store.Words(_WORD, encode).ids if by_word else whole,
     leading=pipeline.leading(spec),
   )
 
@@ -155,8 +164,12 @@ def _read_spec(path: epath.Path) -> dict[str, Any]:
 
 def _whole(spec: dict[str, Any]) -> dict[str, Any]:
   spec['model'].setdefault('type', 'BPE')  # Old files of BPE do not say it.
-  spec['added_tokens'] = spec.get('added_tokens') or []
-  if not pipeline.ids_by_name(spec):
+  spec['added_tokens'] = [
+    dict(t, id=int(t['id']), content=t['content'], special=t['special'])
+    for t in spec.get('added_tokens') or []
+  ]
+  pipeline.unknown_token(spec)
+  if max(pipeline.ids_by_name(spec).values(), default=-1) < 0:
     raise ValueError('an empty vocabulary')
   return spec
 

@@ -105,7 +105,6 @@ def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
     first, *parts = map(model.encode, word.split(_SPACE))
     return sum((space + part for part in parts), first)
 
-  words = store.Words(encode)
   return store.Table(
     name='sentencepiece',
     start=model.bos_id(),
@@ -113,7 +112,7 @@ def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
     controls={model.id_to_piece(i): i for i in range(size) if model.is_control(i)},
     files=files,
     pieces=[_piece(model, i) for i in range(size)],
-    ids=lambda text: words.ids(_WORD.findall(text)),
+    ids=store.Words(_WORD, encode).ids,
   )
 
 

@@ -268,6 +268,15 @@ def test_threads_get_the_same_ids(tokenizers, monkeypatch):
   assert all(np.array_equal(ids, truth) for ids in results)
 
 
+@pytest.mark.parametrize('name', ['bpe', 'hf'])
+def test_blocks_of_a_huge_text_change_nothing(tokenizers, name, monkeypatch):
+  text = PROSE + 'x' * 700 + '  \n\n\n' * 30 + ''.join(STRINGS)
+  truth = tokenizers[name].encode(text)
+  for block in (1, 2, 7, 64, 1000):
+    monkeypatch.setattr(store.Words, 'BLOCK', block)
+    np.testing.assert_array_equal(tokenizers[name].encode(text), truth)
+
+
 @pytest.mark.slow
 def test_worker_processes_get_the_same_ids(tokenizers):
   with multiprocessing.get_context('spawn').Pool(1) as pool:
