@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax import sharding
 from gptjax.generate.engine import make_engine, plan, with_weights
 from gptjax.generate.sampling import Settings
 from gptjax.generate.schedule import Request, check, generate
@@ -240,7 +241,7 @@ def test_requests_are_taken_as_slots_become_free():
 
 
 def test_other_weights_compile_nothing():
-  model, weights = model_of('llama')
+  _, weights = model_of('llama')
   engine = engine_of()
   request = Request(*prompts_of(9), 5, GREEDY)
   before = ids_of(answers(engine, [request])[0, 0])
@@ -250,7 +251,23 @@ def test_other_weights_compile_nothing():
   again = with_weights(other, weights)
   assert ids_of(answers(again, [request])[0, 0]) == before
   assert (engine.step._cache_size(), engine.extend._cache_size()) == compiled
-  del model
+
+
+@pytest.mark.slow
+def test_a_mesh_changes_no_token():
+  model, weights = model_of('llama')
+  requests = [Request(p, 6, GREEDY) for p in prompts_of(3, 20, 9, 1, 14)]
+  alone = answers(engine_of(), requests)
+  mesh = sharding.make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+  with sharding.use(mesh):
+    laid = jax.device_put(weights, sharding.layout(weights, model.axes))
+    engine = make_engine(model, laid, slots=4, length=64, chunk=16)
+    keys = engine.new_state().cache.keys
+    assert not next(iter(keys.values()))[0].sharding.is_fully_replicated
+    found = answers(engine, requests)
+  assert {k: ids_of(v) for k, v in found.items()} == {
+    k: ids_of(v) for k, v in alone.items()
+  }
 
 
 def test_bfloat16_is_near_float32():

@@ -16,6 +16,7 @@ from tests import tiny
 def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp('run')
   config = tiny.get_config(f'text={tiny.write_corpus(folder)},steps=2')
+  config.samples.prompts = ()
   train.train(config, folder / 'run', say=lambda line: None)
   return folder / 'run'
 
