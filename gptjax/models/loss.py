@@ -58,7 +58,7 @@ def cross_entropy(
     weights: [B, T] of the targets; they have no gradient. All may be zero.
     z_loss: factor of log_z^2, log_z being the log of the softmax sum.
     smoothing: share of the target's probability spread over the real vocabulary.
-    chunk: tokens that a device works on at a time.
+    chunk: tokens that a device works on at a time, at least one of each row.
   """
   kinds = (z_loss, smoothing)
   whole = _Chunk(hidden, targets, weights.astype(jnp.float32))
@@ -94,8 +94,8 @@ def _cut(whole: _Chunk, chunk: int) -> _Chunk:
   """
   B, T = whole.targets.shape
   rows = B // _devices(B)
-  pieces = max(1, math.ceil(T * rows / chunk))
-  size = math.ceil(T / pieces)
+  pieces = math.ceil(T / max(1, chunk // rows))
+  size = math.ceil(T / pieces)  # Of even pieces, for little filling.
   short = pieces * size - T
 
   def one(x: jax.Array) -> jax.Array:
