@@ -2,7 +2,8 @@
 
 The well-known CPU setting: 4 layers, 4 heads, width 128, context 64, batch 12, 2,000
 steps of AdamW (lr 1e-3 to 1e-4 by cosine, 100 of warm-up, betas 0.9 and 0.99, weight
-decay 0.1 on matrices, clip 1), no dropout, no biases, tied embeddings, 0.80M parameters.
+decay 0.1 on matrices, clip 1), no dropout, no biases, tied embeddings: 0.80M
+parameters.
 
   python -m benchmarks.torch_char --data=FOLDER
 
