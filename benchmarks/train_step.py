@@ -189,7 +189,8 @@ def our_side(shape: Shape, weights: str) -> dict[str, Callable[[], Any]]:
   )
   optimizer = adamw(lr=3e-4, steps=1000, decay='constant', axes=model.axes)
   state = steps.new_state(model.init(jax.random.key(0)), optimizer, jax.random.key(1))
-  np.savez(weights, **{k: np.asarray(v) for k, v in tree.layers(state.params).items()})
+  arrays: dict[str, Any] = jax.device_get(tree.layers(state.params))
+  np.savez(weights, **arrays)
   tokens, targets = map(jnp.asarray, make_batch(shape))
   batch: dict[str, Any] = dict(
     tokens=tokens, targets=targets, weights=jnp.ones(tokens.shape)
@@ -213,7 +214,7 @@ def our_side(shape: Shape, weights: str) -> dict[str, Callable[[], Any]]:
     loss=step,
     ceiling=ceiling,
     flops=lambda: 3 * model.flops((shape.rows, shape.length)) / tokens_per_step,
-    parts=lambda: profile(compiled.as_text(), step),
+    parts=lambda: profile(compiled.as_text() or '', step),
   )
 
 

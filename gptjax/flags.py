@@ -135,17 +135,16 @@ def parse(
 
 def _define(values: absl.flags.FlagValues, name: str, flag: Flag) -> None:
   kind = type(flag.default)
-  known = {'flag_values': values}
   if flag.many:
-    absl.flags.DEFINE_multi_string(name, flag.default, flag.help, **known)
+    absl.flags.DEFINE_multi_string(name, flag.default, flag.help, flag_values=values)
   elif kind is bool:
-    absl.flags.DEFINE_bool(name, flag.default, flag.help, **known)
+    absl.flags.DEFINE_bool(name, flag.default, flag.help, flag_values=values)
   elif kind is int:
-    absl.flags.DEFINE_integer(name, flag.default, flag.help, **known)
+    absl.flags.DEFINE_integer(name, flag.default, flag.help, flag_values=values)
   elif kind is float:
-    absl.flags.DEFINE_float(name, flag.default, flag.help, **known)
+    absl.flags.DEFINE_float(name, flag.default, flag.help, flag_values=values)
   else:
-    absl.flags.DEFINE_string(name, flag.default, flag.help, **known)
+    absl.flags.DEFINE_string(name, flag.default, flag.help, flag_values=values)
 
 
 def _check(name: str, value: Any, flag: Flag) -> None:
