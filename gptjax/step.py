@@ -84,15 +84,10 @@ def make_train_step(
       return jax.tree.map(jnp.add, grads, _lay(more, axes)), (total, weight, metrics)
 
     zeros = _lay(jax.tree.map(jnp.zeros_like, params), axes)
-    grads, (totals, weights, metrics) = jax.lax.scan(one, zeros, _cut(batch))
+    grads, (totals, weights, metrics) = jax.lax.scan(
+      one, zeros, _cut(batch, microbatches)
+    )
     return (totals.sum(0), weights.sum(0), _add_up(metrics)), grads
-
-  def _cut(batch: Batch) -> Batch:
-    # Row i goes to part i % m: no row leaves its device.
-    return {
-      name: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
-      for name, x in batch.items()
-    }
 
   def train_step(
     state: TrainState, batch: Batch, frozen: Frozen
@@ -125,6 +120,11 @@ def make_train_step(
     return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
   return train_step
+
+
+def _cut(batch: Batch, m: int) -> Batch:
+  """[B, ...] to [m, B / m, ...]; row i goes to part i % m: none leaves its device."""
+  return {k: x.reshape(-1, m, *x.shape[1:]).swapaxes(0, 1) for k, x in batch.items()}
 
 
 def _lay(values: Tree, axes: Tree) -> Tree:

@@ -1,6 +1,7 @@
 """The train step: independent of the cut, guarded, laid out; adapters over a base."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,7 @@ def train(mesh, microbatches=1, name='adamw', data=None, model=MODEL, **options)
   sizes = dict(zip(('data', 'fsdp', 'tensor'), mesh, strict=True))
   devices = jax.devices()[: int(np.prod(mesh))]
   with sharding.use(sharding.make_mesh(sizes, devices)):
-    optim = optimizer(name, **options)
+    optim = optimizer(name, axes=model.axes, **options)
     state = step.init_state(jax.random.key(1), model, optim)
     layout = jax.tree.map(lambda x: x.sharding, state)
     objective = next_token(z_loss=1e-3)
@@ -262,6 +263,20 @@ def test_only_adapters_over_a_frozen_base_change():
   assert np.abs(trained - plain).max() > 1e-4
   assert tree.digest(jax.device_get(base)) == digest
   assert weights['norm']['scale'] is base['norm']['scale']
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_the_update_copies_no_leaf_of_the_state(name):
+  with sharding.use(sharding.make_mesh({'data': 1}, jax.devices()[:1])):
+    optim = optimizer(name)
+    state = step.init_state(jax.random.key(0), MODEL, optim)
+    run = jax.jit(step.make_train_step(MODEL, next_token(), optim), donate_argnums=0)
+    compiled = run.lower(state, sharding.put(next(batches())), {}).compile()
+  shapes = {','.join(map(str, x.shape)) for x in jax.tree.leaves(state.params)}
+  copies = re.findall(r'= f32\[([0-9,]+)\]\S* copy\(', compiled.as_text())
+  assert not shapes.intersection(copies)
+  aliased = compiled.memory_analysis().alias_size_in_bytes
+  assert aliased >= tree.size((state.params, state.opt_state))
 
 
 def test_maxima_and_sums_of_micro_batches():

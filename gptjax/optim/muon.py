@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax import sharding, tree
+from gptjax import tree
 from gptjax.lookup import nearest
 from gptjax.optim._chain import STACKED, Assemble, Rule, axes_by_path, chain, sides
 from gptjax.optim.adamw import adam_rule
@@ -123,12 +123,14 @@ def orthogonalize(matrices: Array, iterations: int = 5) -> Array:
   tall = x.shape[-2] > x.shape[-1]
   if tall:  # The smaller Gram matrix costs less.
     x = jnp.swapaxes(x, -2, -1)
-  if sharding.platform() != 'cpu':
-    x = _newton_schulz(x.astype(jnp.bfloat16), iterations)
-  elif x.shape[-1] < 2 * x.shape[-2]:
-    x = _newton_schulz(x, iterations)
-  else:
-    x = _newton_schulz_long(x, iterations)
+  full = _newton_schulz if x.shape[-1] < 2 * x.shape[-2] else _newton_schulz_long
+  x = jax.lax.platform_dependent(
+    x,
+    cpu=lambda x: full(x, iterations),
+    default=lambda x: _newton_schulz(x.astype(jnp.bfloat16), iterations).astype(
+      x.dtype
+    ),
+  )
   return jnp.swapaxes(x, -2, -1) if tall else x
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax import lookup, sharding, tree
+from gptjax import lookup, tree
 from gptjax.optim import muon
 from gptjax.words import Mistake
 
@@ -291,12 +291,12 @@ def test_orthogonalize_every_shape_as_the_authors_do(shape):
 
 
 def test_orthogonalize_in_bfloat16_elsewhere():
-  with sharding.use(sharding.make_mesh({'data': 1}, jax.devices()[:1]), platform='tpu'):
-    lowered = jax.jit(muon.orthogonalize).lower(jnp.zeros((2, 20, 64)))
-  text = lowered.as_text()
-  assert 'dot_general' in text
-  dots = [line for line in text.splitlines() if 'dot_general' in line]
-  assert all('f32' not in line.replace('bf16', '') for line in dots)
+  traced = jax.jit(muon.orthogonalize).trace(jnp.zeros((2, 20, 64)))
+  for platform in ('tpu', 'cuda'):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    dots = [line for line in text.splitlines() if 'dot_general' in line]
+    assert len(dots) == 15  # Three a time, as the authors have it.
+    assert all('xbf16>' in line and 'xf32>' not in line for line in dots)
 
 
 def test_muon_with_a_rate_of_its_own_for_the_rest():
