@@ -8,9 +8,9 @@ from experiments import common
 
 
 def get_config(arg=''):
-  a = common.parse(arg, path='tinyshakespeare', steps=1000)
+  a = common.parse(arg, path='tinyshakespeare', fast=False)
   c = common.config()
-  c.steps = a.steps
+  c.steps = 320 if a.fast else 1000
   c.batch_size = 16  # Rows per update, over all devices.
   c.tokenizer = dict(name='chars')
   task = dict(
@@ -38,6 +38,6 @@ def get_config(arg=''):
     weight_decay=0.0,
     clip=1.0,
   )
-  c.evals = dict(val=dict(name='perplexity', split='val', every=250))
+  c.evals = dict(val=dict(name='perplexity', split='val', every=500))
   c.save_every = 500
   return c
