@@ -95,41 +95,50 @@ def test_what_reads_a_run_reads_it_there(config, store):
   }
 
 
-class _Recording(dict):
-  """A store that keeps what it held after every so manieth change."""
+class Recording(dict):
+  """A store that can say what it held after any of its changes."""
 
-  def __init__(self, every):
+  def __init__(self):
     super().__init__()
-    self.every, self.changes, self.moments = every, 0, []
+    self._log = []
 
-  def _changed(self):
-    self.changes += 1
-    if self.changes % self.every == 0:
-      self.moments.append(dict(self))
+  @property
+  def changes(self):
+    return len(self._log)
+
+  def after(self, changes):
+    held = {}
+    for key, value in self._log[:changes]:
+      if value is None:
+        del held[key]
+      else:
+        held[key] = value
+    return held
 
   def __setitem__(self, key, value):
     super().__setitem__(key, value)
-    self._changed()
+    self._log.append((key, value))
 
   def __delitem__(self, key):
     super().__delitem__(key)
-    self._changed()
+    self._log.append((key, None))
 
-  def pop(self, *args):
-    found = super().pop(*args)
-    self._changed()
-    return found
+  def pop(self, key, *default):
+    if key in self:
+      self._log.append((key, None))
+    return super().pop(key, *default)
 
 
 @pytest.mark.slow
 def test_gone_on_with_from_what_any_moment_left_it_ends_the_same(
   config, unbroken, monkeypatch
 ):
-  recording = _Recording(every=23)
+  recording = Recording()
   monkeypatch.setattr(fakefs, 'STORE', recording)
   train.train(config, PLACE, say=quiet)
-  assert len(recording.moments) > 4
-  for moment in recording.moments:
+  assert recording.after(recording.changes) == recording
+  for part in (0.3, 0.55, 0.9):
+    moment = recording.after(int(part * recording.changes))
     monkeypatch.setattr(fakefs, 'STORE', moment)
     train.train(config, PLACE, say=quiet)
-    assert crash.outcome(epath.Path(PLACE)) == unbroken, sorted(moment)
+    assert crash.outcome(epath.Path(PLACE)) == unbroken, part
