@@ -16,8 +16,8 @@ FLOORS = [
     'sources',
   ],
   ['models', 'tasks'],
-  ['data', 'generate', 'objectives', 'interop', 'safety'],
-  ['run', 'screen', 'step', 'rollouts', 'evals', 'interpret', 'planning'],
+  ['data', 'generate', 'objectives', 'interop', 'safety', 'step'],
+  ['run', 'screen', 'rollouts', 'evals', 'interpret', 'planning'],
   ['train', 'serve', 'report', 'view'],
   ['flags', 'main', 'chat', 'convert', 'evaluate', 'plan'],
 ]  # fmt: skip

@@ -34,12 +34,12 @@ class _Named(struct.PyTreeNode, nn.meta.AxisMetadata):
     return self.replace(value=val)
 
   def add_axis(self, index: int, params: dict[Any, Any]) -> '_Named':
-    """Unused: blocks are stacked by jax.vmap."""
-    raise NotImplementedError
+    """A name for an axis that a transform of Linen would stack along."""
+    return self.replace(names=(*self.names[:index], 'layers', *self.names[index:]))
 
   def remove_axis(self, index: int, params: dict[Any, Any]) -> '_Named':
-    """Unused: blocks are stacked by jax.vmap."""
-    raise NotImplementedError
+    """The names without the one of that axis."""
+    return self.replace(names=(*self.names[:index], *self.names[index + 1 :]))
 
 
 def weight(
