@@ -6,12 +6,6 @@ import pytest
 
 WARN = compile('import warnings; warnings.warn("old", kind)', 'somewhere.py', 'exec')
 KINDS = [DeprecationWarning, FutureWarning, RuntimeWarning, UserWarning]
-  DeprecationWarning,
-  FutureWarning,
-  ResourceWarning,
-  RuntimeWarning,
-  UserWarning,
-]
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -22,7 +16,7 @@ def test_a_warning_from_our_own_code_is_an_error(module, kind):
 
 
 def test_a_warning_from_elsewhere_is_none():
-  with pytest.warns(UserWarning, match="old"):
+  with pytest.warns(UserWarning, match='old'):
     exec(WARN, {'__name__': 'somebody.else', 'kind': UserWarning})
 
 
