@@ -46,7 +46,7 @@ SHAPES = {
   '124M': Shape(12, 12, 768, 512, 2, 50304),
 }
 RIVALS = ('eager', 'compile', 'autocast')
-_SECONDS = 1.5  # A turn takes about this long.
+_SECONDS = 2.0  # A turn takes about this long.
 
 
 def main() -> None:
@@ -74,6 +74,8 @@ def compare(name: str, rivals: list[str], pairs: int, parts: bool) -> dict[str, 
     weights = f'{folder}/weights.npz'
     sides = {'gptjax': _Side('gptjax', name, weights)}
     sides |= {rival: _Side(rival, name, weights) for rival in rivals}
+    for s in sides.values():  # Ours writes the weights that the others read.
+      s.ask('ready')
     first = {side: s.ask('loss') for side, s in sides.items()}
     ceiling = max(s.ask('ceiling') for s in sides.values() if s.kind != 'autocast')
     rates: dict[str, list[float]] = {side: [] for side in sides}
@@ -119,7 +121,6 @@ class _Side:
     assert self.process.stdin is not None
     assert self.process.stdout is not None
     self.questions, self.answers = self.process.stdin, self.process.stdout
-    self.ask('ready')
 
   def ask(self, question: str) -> Any:
     print(question, file=self.questions, flush=True)
@@ -134,15 +135,21 @@ class _Side:
 
 
 def work(kind: str, shape: Shape, weights: str) -> None:
-  """The process of one side."""
+  """The process of one side; slow imports are done before the first question."""
   if kind == 'gptjax':
     flags.huge_pages()
-    answers = our_side(shape, weights)
+    import gptjax.step  # noqa: F401
   else:
-    answers = torch_side(kind, shape, weights)
-  step = answers['loss']
-  answers['time'] = lambda: seconds_of(step)
-  answers['ready'] = lambda: True
+    import transformers  # noqa: F401
+  answers: dict[str, Callable[[], Any]] = {}
+
+  def ready() -> bool:
+    ours = kind == 'gptjax'
+    made = our_side(shape, weights) if ours else torch_side(kind, shape, weights)
+    answers.update(made, time=lambda: seconds_of(made['loss']))
+    return True
+
+  answers['ready'] = ready
   for question in sys.stdin:
     print('answer', json.dumps(answers[question.strip()]()), flush=True)
 
