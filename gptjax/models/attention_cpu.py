@@ -144,18 +144,22 @@ def single(
 ) -> jax.Array:
   """As `attention`, for one query [B, 1, H, K] a row against a cache.
 
-  Products with one row are sums over the cache as it lies: a matrix product would copy
-  the whole cache into another layout first.
+  The queries of a key head stand in columns of their own in a matrix [B, H, G K] that
+  is zero elsewhere. Both products then read the cache as it lies, [B, S, G K], where a
+  product for each head would copy it. G times the multiplications cost less than that.
   """
   B, _, H, K = q.shape
   S, G = k.shape[1:3]
   positions = jnp.zeros((1, 1), jnp.int32) if positions is None else positions
   slots = jnp.arange(S)[None] if slots is None else slots
-  mask = visible(positions, slots, segments, causal=causal, window=window)
-  mask = mask[:, 0, :, None, None]  # [B, S, 1, 1]
-  q = q.reshape(B, 1, G, H // G, K).astype(jnp.float32)
-  s = jnp.sum(q * k[:, :, :, None], -1) * scale  # [B, S, G, R]
+  mask = visible(positions, slots, segments, causal=causal, window=window)  # [B, 1, S]
+  own = jnp.eye(G, dtype=q.dtype)
+  q = jnp.einsum('BGRK,GF->BGRFK', (q * scale).reshape(B, G, H // G, K), own)
+  q = q.reshape(B, H, G * K)
+  keys, values = k.reshape(B, S, G * K), v.reshape(B, S, G * K)
+  s = jnp.einsum('BHX,BSX->BHS', q, keys, preferred_element_type=jnp.float32)
   s = jnp.where(mask, cap(s, softcap), HIDDEN)
-  p = jnp.where(mask, jax.nn.softmax(s, axis=1), 0)
-  out = jnp.sum(p[..., None] * v[:, :, :, None], 1)  # [B, G, R, K]
-  return out.reshape(B, 1, H, K).astype(v.dtype)
+  p = jnp.where(mask, jax.nn.softmax(s, axis=-1), 0).astype(v.dtype)
+  out = jnp.einsum('BHS,BSX->BHX', p, values)
+  out = jnp.einsum('BGRFK,GF->BGRK', out.reshape(B, G, H // G, G, K), own)
+  return out.reshape(B, 1, H, K)
