@@ -64,7 +64,7 @@ def open_checkpoints(
     Mistake: a wrong `keep` or `keep_best`.
     Failure: the folder cannot be made.
   """
-  folder = epath.Path(folder)
+  folder = files.absolute(folder)  # Orbax takes no other.
   if keep is not None and keep < 1:
     raise Mistake(f'c.keep={keep}: at least 1 checkpoint is kept.')
   best = make_best(keep_best) if keep_best else None

@@ -38,6 +38,11 @@ def is_local(path: epath.PathLike) -> bool:
   return '://' not in os.fspath(path)
 
 
+def absolute(path: epath.PathLike) -> epath.Path:
+  """The path from the root, if it is local."""
+  return epath.Path(os.path.abspath(path) if is_local(path) else path)
+
+
 def write(path: epath.Path, data: str | bytes) -> None:
   """Writes a file as a whole: a kill leaves the old one or the new one.
 

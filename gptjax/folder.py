@@ -75,7 +75,7 @@ class Folder(NamedTuple):
   """A run folder open for writing: keep it, for the lock goes with it or `close()`."""
 
   path: epath.Path
-  new: bool  # No run was here before.
+  new: bool  # No run was here before, or one that never made a step.
   changed: dict[str, tuple[Any, Any]]  # Dotted key -> (old, new), all allowed.
   close: Callable[[], None]
 
@@ -114,12 +114,15 @@ def open_folder(
   if anywhere(refusal is not None):  # Or the other processes would wait for ever.
     raise refusal or Mistake(f'{path} was refused to the first process.')
   try:
-    new = not (path / 'config.json').exists()
+    new = not _begun(path)
     changed = {} if new else _compare(path, config, may_change)
     together('gptjax config compared')
     if main:
       with files.reporting(f'cannot write the run folder {path}'):
+        if new:
+          _drop_tokenizer(path, config)
         _write_down(path, config, new or bool(changed), overrides)
+    together('gptjax run folder made')
   except BaseException:
     release()
     raise
@@ -199,6 +202,27 @@ def _lock(path: epath.Path) -> Callable[[], None]:
   file.write(f'pid {os.getpid()} on {socket.gethostname()}\n')
   file.flush()
   return file.close
+
+
+def _begun(path: epath.Path) -> bool:
+  """Whether a run in the folder made a step: one refused before is begun anew."""
+  log = path / 'metrics.jsonl'
+  steps = path / 'checkpoints'
+  return (path / 'config.json').exists() and bool(
+    (log.exists() and log.stat().length)
+    or (steps.exists() and any(p.name != 'scores.json' for p in steps.iterdir()))
+  )
+
+
+def _drop_tokenizer(path: epath.Path, config: Mapping[str, Any]) -> None:
+  """Of a start under another config; its shards are known by their data's digest."""
+  if (path / 'tokenizer').exists():
+    try:
+      same = read_config(path) == config
+    except Mistake:
+      same = False
+    if not same:
+      (path / 'tokenizer').rmtree()
 
 
 def _same(descriptor: int, path: epath.Path) -> bool:

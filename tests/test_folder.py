@@ -21,6 +21,13 @@ def quiet(line):
   pass
 
 
+def begin(path, config=CONFIG, **settings):
+  """A folder whose run made a step."""
+  made = open_folder(path, config, **settings)
+  (made.path / 'metrics.jsonl').write_text('{"step": 1}\n')
+  made.close()
+
+
 def test_a_new_folder_says_what_it_is(tmp_path):
   made = open_folder(tmp_path / 'runs' / 'a', CONFIG, overrides=['config.seed=0'])
   assert made.new
@@ -36,9 +43,10 @@ def test_a_new_folder_says_what_it_is(tmp_path):
   for word in ('jax: ', 'python: ', 'devices: 8 x cpu', 'command: ', 'code: '):
     assert word in environment
   made.close()
+  begin(made.path)
   again = open_folder(made.path, CONFIG)
   assert not again.new
-  assert (made.path / 'environment.txt').read_text().count('started: ') == 2
+  assert (made.path / 'environment.txt').read_text().count('started: ') == 3
   again.close()
 
 
@@ -51,7 +59,7 @@ def test_environment_tells_no_secret(monkeypatch):
 
 
 def test_a_changed_config_is_refused_but_where_it_may_change(tmp_path):
-  open_folder(tmp_path / 'a', CONFIG).close()
+  begin(tmp_path / 'a')
   changed = {**CONFIG, 'steps': 200, 'seed': 1, 'optim': {**OPTIM, 'lr': 0.1}}
   with pytest.raises(Mistake) as caught:
     open_folder(tmp_path / 'a', changed)
@@ -69,8 +77,25 @@ def test_a_changed_config_is_refused_but_where_it_may_change(tmp_path):
   opened.close()
 
 
+def test_a_run_that_never_made_a_step_is_begun_anew_under_any_config(tmp_path):
+  made = open_folder(tmp_path / 'a', CONFIG)
+  made.close()
+  (made.path / 'tokenizer').mkdir()
+  (made.path / 'tokenizer' / 'x').write_text('of the old data')
+  open_folder(made.path, CONFIG).close()
+  assert (made.path / 'tokenizer').exists()  # The same config: not made again.
+  again = open_folder(made.path, {**CONFIG, 'seed': 1})
+  again.close()
+  assert again.new
+  assert read_config(made.path)['seed'] == 1
+  assert not (made.path / 'tokenizer').exists()
+  (made.path / 'config.json').write_text('{"for')
+  open_folder(made.path, CONFIG).close()
+  assert read_config(made.path)['seed'] == 0
+
+
 def test_a_refusal_gives_the_lock_back(tmp_path):
-  open_folder(tmp_path / 'a', CONFIG).close()
+  begin(tmp_path / 'a')
   with pytest.raises(Mistake):
     open_folder(tmp_path / 'a', {**CONFIG, 'seed': 1})
   open_folder(tmp_path / 'a', CONFIG).close()
