@@ -8,12 +8,22 @@ from experiments import common
 
 
 def get_config(arg=''):
-  a = common.parse(arg, text='', document='file', quick=False)
+  a = common.parse(
+    arg, text='', document='file', by='hash', field='text', val='', quick=False
+  )
   c = common.config()
   c.steps = 1200
   c.batch_size = 8  # Rows per update, over all devices.
   if a.text:
-    task = dict(name='text', path=a.text, document=a.document)
+    task = dict(
+      name='text',
+      path=a.text,  # A file, a folder, a glob; several by commas.
+      document=a.document,  # file, paragraph or line: what a document is.
+      field=a.field,  # Of JSON lines and Parquet.
+      by=a.by,  # Splits by hash of the document, or by position.
+      val_path=a.val,  # A file of its own to validate on.
+      on_bad='error',  # Or skip, and count.
+    )
   else:
     task = dict(name='chitchat')
   c.mixture = dict(
@@ -39,7 +49,9 @@ def get_config(arg=''):
     weight_decay=0.1,
     clip=1.0,
   )
-  c.evals = dict(val=dict(name='perplexity', task='text', split='val', every=200))
+  c.evals = dict(
+    val=dict(name='perplexity', task='text', split='val', every=200, limit=2000)
+  )
   c.keep_best.metric = 'val/bits_per_byte'
   c.samples = dict(
     prompts=('Hi! How are you?', 'What do you like to do'),

@@ -50,7 +50,7 @@ def make(room: str, config: Mapping[str, Any], where: str = '', **given: Any) ->
   """Calls what `config['name']` names, with the config's other keys as arguments.
 
   Arguments in `given` (what the caller has and the config cannot say) come on top;
-  those that the function does not take are left out.
+  those that the function does not take are left out. One that takes `where` is told it.
 
   Raises:
     Mistake: an unknown name, an argument that the function does not take, or one
@@ -65,6 +65,7 @@ def make(room: str, config: Mapping[str, Any], where: str = '', **given: Any) ->
   free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
   config = {k: v for k, v in config.items() if v is not None or k in parameters}
   given = {k: v for k, v in given.items() if free or k in parameters}
+  given |= {'where': where} if 'where' in parameters else {}
   mine = [k for k in parameters if k not in given]
   for key in config:
     if key not in parameters and not free:

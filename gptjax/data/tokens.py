@@ -113,9 +113,10 @@ def check_enough(tokens: Tokens, length: int) -> None:
   """Raises a Mistake, with the cure, for less than one row of `length` tokens."""
   if len(tokens.lengths) and tokens.targets >= length:
     return
+  shorter = 1 << max(tokens.targets, 1).bit_length() - 1
   raise Mistake(
-    f'{tokens.name}: the split has {len(tokens.lengths):,} documents with '
-    f'{tokens.targets:,} tokens, less than one row (c.mixture.length={length}). Cut '
-    "the text finer (document='paragraph' or 'line'), take split='position', give "
-    'the split a file of its own, or shorten the rows.'
+    f'{tokens.name}: a split of {tokens.targets:,} tokens (documents: '
+    f'{len(tokens.lengths):,}) is less than one row of {length}: shorten the rows '
+    f'(--config.mixture.length={shorter}), take more text, or cut it otherwise '
+    '(document=paragraph or line, by=position, val_path=FILE of the task).'
   )

@@ -34,6 +34,7 @@ def text(
   val_path: str | None = None,
   on_bad: str = 'error',
   data: str | None = None,
+  where: str = '',
 ) -> Documents:
   """The task of plain documents: example(i) is a Text.
 
@@ -50,6 +51,7 @@ def text(
   val_path: a file of its own for val; train and test then share the rest.
   on_bad: error, or skip: bad records are passed over and counted in `skipped`.
   data: the folder of data sets; None is GPTJAX_DATA.
+  where: the config key of these arguments, for messages that say what to type.
 
   Raises:
     Mistake: nothing found, bad input, an empty split (with what to change).
@@ -71,7 +73,7 @@ def text(
   task = Documents(path, 'text', found.indices, read, records.where, '', skipped)
   if by == 'position' and len(found.indices) == 1 and split != 'all':
     return _piece(task, splitting.bounds(int(found.sizes[0]), shares)[split], split)
-  cure = _cure(document if kind == 'text' else '', by)
+  cure = _cure(document if kind == 'text' else '', by, where)
   chosen = splitting.choose(found, split, shares, by, path, cure)
   return dataclasses.replace(
     task,
@@ -179,9 +181,10 @@ def _read_piece(read: Callable[[int], Any], start: int, end: int, index: int) ->
   return Text(splitting.cut_text(read(index).text, start, end))
 
 
-def _cure(document: str, by: str) -> str:
-  """What to change where a split is too small."""
-  finer = {'file': "document='paragraph'", 'paragraph': "document='line'"}
-  cures = [finer[document]] if document in finer else []
-  cures += ["by='position'"] if by == 'hash' else []
-  return f'try {", ".join(cures)} or a file of its own, val_path='
+def _cure(document: str, by: str, where: str) -> str:
+  """What to type where a split is too small."""
+  key = f'--config.{where.removeprefix("c.")}.' if where else ''
+  finer = {'file': 'paragraph', 'paragraph': 'line'}
+  cures = [f'{key}document={finer[document]}'] if document in finer else []
+  cures += [f'{key}by=position'] if by == 'hash' else []
+  return f'try {" or ".join([*cures, f"a file of its own, {key}val_path=FILE"])}'

@@ -35,6 +35,7 @@ MODELS = ('bpe', 'unigram')
 
 _SPACE = '\u2581'
 _BYTES, _LEAST = 256, 32
+_MOST = 1_000_000  # Beyond all that is in use; training takes hours.
 _WORD = re.compile(' {0,64}[^ \n]{0,512}\n{0,64}')
 # Sentencepiece passes over lines with NUL or U+2585; lines are cut at these.
 _LINE = re.compile('[^\n\0\u2581\u2585]{0,4096}\n{0,64}')
@@ -49,6 +50,7 @@ def sentencepiece(
   controls: Sequence[str] = (),
   cache: Any = None,
   max_bytes: int = 20_000_000,
+  say: Callable[[str], None] = lambda line: None,
 ) -> Tokenizer:
   """Trains on the texts, or finds what the same texts and arguments gave before.
 
@@ -56,16 +58,18 @@ def sentencepiece(
     texts: gives the training texts, the same each time: read once to look into the
       cache, once more to train.
     vocab: ids in all; 257 of them are bytes and sentencepiece's own, 10 are controls.
+      Fewer where the texts have not as many pieces to give, with a line that says so.
     model: bpe or unigram.
     controls: names of further control tokens.
     cache: folder of trained tokenizers by content; None: gptjax/tokenizers in the
       user's cache folder ($XDG_CACHE_HOME or ~/.cache). That it cannot be written is
       no error.
     max_bytes: of text to train on; of longer texts, lines spread evenly over them.
+    say: takes lines for the user.
 
   Raises:
-    Mistake: an unknown model, a vocab too small for bytes and controls or larger than
-      the texts give pieces for, empty texts.
+    Mistake: an unknown model, a vocab too small for bytes and controls, empty
+      texts.
   """
   if model not in MODELS:
     near = lookup.nearest(str(model), MODELS)
@@ -78,6 +82,8 @@ def sentencepiece(
       f'{len(names)} control tokens it needs {_LEAST} pieces, {vocab - room + _LEAST} '
       'in all.'
     )
+  if vocab > _MOST:
+    raise Mistake(f'tokenizer sentencepiece: vocab={vocab}: at most {_MOST:,}.')
   options = _options(vocab, model, names)
   size, key = _fingerprint(texts, dict(options, max_bytes=max_bytes))
   folder = (epath.Path(cache) if cache else _user_cache()) / key
@@ -87,7 +93,8 @@ def sentencepiece(
   if not lines:
     raise Mistake('tokenizer sentencepiece: the training text is empty.')
   lines = list(_without_rare(lines, room))
-  tokenizer = read({}, {FILE: _train(lines, options)})
+  say(f'Training a tokenizer of {vocab:,} ids on {min(size, max_bytes):,} bytes.')
+  tokenizer = read({}, {FILE: _train(lines, options, say)})
   with contextlib.suppress(OSError):
     tokenizer.save(folder)
   return tokenizer
@@ -193,7 +200,9 @@ def _without_rare(lines: Sequence[str], room: int) -> Iterator[str]:
     yield from filter(None, line.translate(rare).split('\0') if rare else [line])
 
 
-def _train(lines: Sequence[str], options: Mapping[str, Any]) -> bytes:
+def _train(
+  lines: Sequence[str], options: Mapping[str, Any], say: Callable[[str], None]
+) -> bytes:
   import sentencepiece as spm
 
   model = io.BytesIO()
@@ -203,12 +212,13 @@ def _train(lines: Sequence[str], options: Mapping[str, Any]) -> bytes:
     )
   except RuntimeError as error:
     most = re.search(r'set it to a value <= (\d+)', str(error))
-    if not most:
+    if not most or not 0 < int(most[1]) < options['vocab_size']:
       raise Mistake(f'tokenizer sentencepiece cannot be trained: {error}') from error
-    raise Mistake(
-      f'tokenizer sentencepiece: vocab={options["vocab_size"]} is more than the '
-      f'training text has pieces for: at most {most[1]}.'
-    ) from error
+    say(
+      f'The text has pieces for {int(most[1]):,} ids only, not for '
+      f'{options["vocab_size"]:,}: the tokenizer has those.'
+    )
+    return _train(lines, dict(options, vocab_size=int(most[1])), say)
   return model.getvalue()
 
 

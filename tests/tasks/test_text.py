@@ -88,12 +88,12 @@ def test_one_chinese_file_by_position(lines):
 def test_small_splits_name_the_cure(lines):
   with pytest.raises(Mistake) as error:
     text('notes.txt', 'val')
-  for cure in ("document='paragraph'", "by='position'", 'val_path='):
+  for cure in ('document=paragraph', 'by=position', 'val_path='):
     assert cure in str(error.value)
   assert "'val' would hold" in str(error.value)
   assert '\n' not in str(error.value)
   pathlib.Path('few.txt').write_text('a\n\nb\n\nc')
-  with pytest.raises(Mistake, match="document='line'"):
+  with pytest.raises(Mistake, match='document=line'):
     text('few.txt', 'test', document='paragraph')
   pathlib.Path('few.jsonl').write_text('{"text": "a"}')
   with pytest.raises(Mistake) as error:
