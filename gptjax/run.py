@@ -8,7 +8,7 @@ from etils import epath
 
 from gptjax import checkpoint, files, folder, lookup, sharding, tree
 from gptjax import step as steps
-from gptjax.generate import engine, text
+from gptjax.generate import engine, sampling, text
 from gptjax.models import lora
 from gptjax.tokenizers import store
 from gptjax.words import (
@@ -75,13 +75,21 @@ def make_tokenizer(
   """
   place = path / 'tokenizer'
   given = config['init'] or config['resume']
+  if config['init'] and config['resume']:
+    raise Mistake('c.init takes weights, c.resume all: one of them is allowed.')
+  if given:
+    folder.read_config(given)  # Or it is no run.
   if not place.exists():
     if given:
       say(f'The tokenizer is that of {given}.')
       tokenizer = store.load(epath.Path(given) / 'tokenizer')
     else:
       tokenizer = lookup.make(
-        'tokenizers', config['tokenizer'], 'c.tokenizer', texts=lambda: texts(mixture)
+        'tokenizers',
+        config['tokenizer'],
+        'c.tokenizer',
+        texts=lambda: texts(mixture),
+        say=say,
       )
     tokenizer.save(place)
     return tokenizer
@@ -113,49 +121,96 @@ def make_optimizer(config: Mapping[str, Any], model: Model) -> Optimizer:
   )
 
 
+def eval_tasks(config: Mapping[str, Any], data: str) -> dict[str, Task]:
+  """What each of `c.evals` reads, by its name: keys `task` and `split` of it."""
+  first = next(iter(config['mixture']['tasks']))
+  return {
+    name: make_task(
+      config, settings.get('task') or first, settings.get('split', 'val'), data
+    )
+    for name, settings in config['evals'].items()
+  }
+
+
 def make_evaluators(
   config: Mapping[str, Any],
   model: Model,
   tokenizer: Tokenizer,
-  data: str,
+  tasks: Mapping[str, Task],
   shards: epath.Path,
   say: Say,
 ) -> dict[str, Evaluator]:
-  """The evaluators of `c.evals` by name; `task` and `split` choose their data."""
+  """The evaluators of `c.evals` by name, each over its task of `eval_tasks`.
+
+  Raises:
+    Mistake: their arguments are wrong, or keep_best or early_stop watch no number.
+  """
   found = {}
   for name, settings in config['evals'].items():
     where = f'c.evals.{name}'
-    settings = dict(settings)
-    task = settings.pop('task', None) or next(iter(config['mixture']['tasks']))
-    split = settings.pop('split', 'val')
+    settings = {k: v for k, v in settings.items() if k not in ('task', 'split')}
     found[name] = lookup.make(
       'evals',
       settings,
       where,
       model=model,
       tokenizer=tokenizer,
-      task=make_task(config, task, split, data),
+      task=tasks[name],
       length=config['mixture']['length'],
       batch_size=config['batch_size'],
       shards=shards,
       say=say,
     )
+  for key in ('keep_best', 'early_stop'):
+    if config[key]['metric']:
+      _check_metric(f'c.{key}', config[key]['metric'], config[key]['mode'], found)
   return found
+
+
+def _check_metric(
+  key: str, metric: str, mode: str, evals: Mapping[str, Evaluator]
+) -> None:
+  name, _, number = metric.partition('/')
+  names = [f'{n}/{number}' for n, e in evals.items() for number in e.names]
+  known = name in evals and (not evals[name].names or number in evals[name].names)
+  if not known:
+    allowed = lookup.nearest(metric, names) if names else 'c.evals has none.'
+    raise Mistake(f'{key}.metric={metric}: no evaluation gives it. {allowed}')
+  if mode not in ('min', 'max'):
+    raise Mistake(f'{key}.mode={mode}: allowed are min and max.')
 
 
 def make_sampler(
   config: Mapping[str, Any], model: Model, tokenizer: Tokenizer
 ) -> Sampler | None:
-  """What writes Markdown for `c.samples`: the same prompts and seeds each time."""
-  c = config['samples']
+  """What writes Markdown for `c.samples`: the same prompts and seeds each time.
+
+  Raises:
+    Mistake: a setting out of range, or a prompt that does not fit a row.
+  """
+  c, length = config['samples'], config['mixture']['length']
   if not c['prompts'] or not c['every']:
     return None
+  try:
+    sampling.check(sampling.Settings(c['temperature'], seed=config['seed']))
+  except Mistake as mistake:
+    raise Mistake(f'c.samples: {mistake}') from None
+  if c['max_tokens'] < 1:
+    raise Mistake(f'c.samples.max_tokens={c["max_tokens"]}: at least 1.')
+  if isinstance(c['prompts'], str) or not all(isinstance(p, str) for p in c['prompts']):
+    raise Mistake(f'c.samples.prompts={c["prompts"]!r}: a tuple of texts is allowed.')
+  for prompt in c['prompts']:
+    size = len(text.ids_of(tokenizer, prompt))
+    if size >= length:
+      raise Mistake(
+        f'c.samples.prompts: {prompt[:40]!r} has {size} tokens; with a new one they '
+        f'must fit the context (c.mixture.length={length}). c.samples.every=0 is none.'
+      )
   machine = None
 
   def sample(weights: Params) -> str:
     nonlocal machine
     if machine is None:
-      length = config['mixture']['length']
       slots = min(8, len(c['prompts']))
       machine = engine.make_engine(model, weights, slots=slots, length=length)
     machine = engine.with_weights(machine, weights)

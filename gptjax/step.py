@@ -217,15 +217,16 @@ def check_batch(batch_size: int, microbatches: int = 1) -> None:
   Raises:
     Mistake: they do not; the line says which sizes would.
   """
-  if microbatches < 1:
-    raise Mistake(f'c.microbatches={microbatches}: at least 1.')
+  for key, value in (('batch_size', batch_size), ('microbatches', microbatches)):
+    if value < 1:
+      raise Mistake(f'c.{key}={value}: at least 1.')
   sizes = jax.sharding.get_abstract_mesh().shape
   axes = sharding.spec(('batch',), (math.prod(sizes.values()),))
   names = axes[0] if axes and axes[0] else ()
   names = (names,) if isinstance(names, str) else names
   devices = math.prod(sizes[name] for name in names)
   unit = devices * microbatches
-  if batch_size < 1 or batch_size % unit:
+  if batch_size % unit:
     below = batch_size // unit * unit
     near = f'{below} or {below + unit}' if below > 0 else f'{unit}'
     raise Mistake(

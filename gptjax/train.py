@@ -113,8 +113,9 @@ def train(
 
 def _assemble(c: dict[str, Any], path: epath.Path, data: str, say: Say) -> Parts:
   """From the config to the parts."""
+  _check_counts(c)
   steps.check_batch(c['batch_size'], c['microbatches'])
-  mixture = run.make_mixture(c, data)
+  mixture, judged = run.make_mixture(c, data), run.eval_tasks(c, data)
   tokenizer = run.make_tokenizer(c, mixture, path, say)
   model = run.make_model(c, tokenizer)
   optimizer = run.make_optimizer(c, model)
@@ -130,7 +131,7 @@ def _assemble(c: dict[str, Any], path: epath.Path, data: str, say: Say) -> Parts
     say=say,
     **settings,
   )
-  evals = run.make_evaluators(c, model, tokenizer, data, shards, say)
+  evals = run.make_evaluators(c, model, tokenizer, judged, shards, say)
   sample = run.make_sampler(c, model, tokenizer)
   train_step = steps.make_train_step(
     model, objective, optimizer, microbatches=c['microbatches']
@@ -138,6 +139,21 @@ def _assemble(c: dict[str, Any], path: epath.Path, data: str, say: Say) -> Parts
   abstract = steps.abstract_state(model, optimizer)
   jitted = jax.jit(train_step, donate_argnums=0)
   return Parts(model, optimizer, source, {}, evals, sample, jitted, abstract)
+
+
+def _check_counts(c: Mapping[str, Any]) -> None:
+  """Raises Mistake for a number of steps that is below 0; 0 is never."""
+  samples = {'samples.every': c['samples']['every']}
+  evals = {f'evals.{k}.every': e.get('every', 0) for k, e in c['evals'].items()}
+  profile = {f'profile.{k}': v for k, v in c['profile'].items()}
+  rest = {k: c[k] for k in ('save_every', 'log_every', 'max_bad_steps')}
+  for key, value in {**rest, **evals, **samples, **profile}.items():
+    if value < 0:
+      raise Mistake(f'c.{key}={value}: a number of steps, or 0 for never.')
+  if c['early_stop']['metric'] and c['early_stop']['patience'] < 1:
+    raise Mistake('c.early_stop.patience: at least 1 evaluation.')
+  if not 0 <= c['seed'] < 2**32:
+    raise Mistake(f'c.seed={c["seed"]}: at least 0 and below 2**32.')
 
 
 def _start(

@@ -157,6 +157,7 @@ class Evaluator(NamedTuple):
 
   run: Callable[[Params], dict[str, float]]
   every: int
+  names: tuple[str, ...] = ()  # Of the numbers, where they are known before.
 
 
 class Text(NamedTuple):

@@ -30,6 +30,8 @@ def config(corpus, **changes):
   c = tiny.get_config(f'text={corpus}')
   with c.unlocked():
     c.update(changes)
+  if not c.evals:
+    c.keep_best.metric = ''  # No evaluation gives it.
   return c
 
 

@@ -28,6 +28,8 @@ from gptjax.words import (
   Tokenizer,
 )
 
+NAMES = ('nats_per_token', 'bits_per_byte', 'accuracy')
+
 
 def perplexity(
   *,
@@ -80,13 +82,10 @@ def perplexity(
         found.append(jax.device_get(ahead.popleft()))
     found += jax.device_get(list(ahead))
     nats, correct, count = map(math.fsum, zip(*found, strict=True))
-    return {
-      'nats_per_token': nats / count,
-      'bits_per_byte': nats / math.log(2) / split.bytes,
-      'accuracy': correct / count,
-    }
+    bits = nats / math.log(2) / split.bytes
+    return dict(zip(NAMES, (nats / count, bits, correct / count), strict=True))
 
-  return Evaluator(run, every)
+  return Evaluator(run, every, NAMES)
 
 
 def _score(

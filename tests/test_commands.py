@@ -1,0 +1,139 @@
+"""Mistakes of the commands: one line, the right exit code, nothing lost."""
+
+import json
+import pathlib
+
+import pytest
+
+from gptjax import flags, main, view
+from gptjax.generate import __main__ as generate
+from gptjax.report import __main__ as report
+from tests import tiny
+
+COMMANDS = {'main': main, 'view': view, 'generate': generate, 'report': report}
+
+
+@pytest.fixture(scope='module')
+def corpus(tmp_path_factory):
+  return tiny.write_corpus(tmp_path_factory.mktemp('corpus'))
+
+
+@pytest.fixture
+def call(corpus, capsys, monkeypatch, tmp_path):
+  """call(command, *args) -> (exit code, stdout, stderr), in an empty folder."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(flags, 'huge_pages', lambda: None)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  config = f'--config={pathlib.Path(tiny.__file__)}:text={corpus},steps=2'
+
+  def run(name, *args):
+    module = COMMANDS[name]
+    wants = name in ('main', 'view')
+    if wants and not any(a.startswith('--config=') for a in args):
+      args = (config, *args)
+    with pytest.raises(SystemExit) as caught:
+      flags.command(
+        module.__doc__, module.main, module.OPTIONS, config=wants, argv=[name, *args]
+      )
+    said = capsys.readouterr()
+    return caught.value.code, said.out, said.err
+
+  return run
+
+
+MISTAKES = [
+  (['--config.save_every=-1'], 'c.save_every=-1'),
+  (['--config.evals.val.every=-1'], 'c.evals.val.every=-1'),
+  (['--config.profile.start=-1'], 'c.profile.start=-1'),
+  (['--config.seed=99999999999999999999'], 'c.seed='),
+  (['--config.batch_size=0'], 'c.batch_size=0: at least 1'),
+  (['--config.batch_size=12', '--config.microbatches=5'], 'c.batch_size=12'),
+  (['--config.steps=0'], 'c.steps=0'),
+  (['--config.optim.lr=nan'], 'c.optim.lr=nan'),
+  (['--config.model.heads=3'], 'heads=3'),
+  (['--config.mesh.data=3'], 'c.mesh'),
+  (['--config.mixture.packing=bestfit'], "'best_fit'"),
+  (['--config.mixture.length=4'], "c.samples.prompts: 'the' has 4 tokens"),
+  (['--config.mixture.length=65536'], '--config.mixture.length=16384'),
+  (['--config.samples.temperature=-1'], 'c.samples: temperature=-1'),
+  (['--config.samples.max_tokens=0'], 'c.samples.max_tokens=0'),
+  (['--config.samples.prompts=(3,)'], 'c.samples.prompts=(3,)'),
+  (['--config.init=nowhere'], 'nowhere is no run folder'),
+  (['--config.init=a', '--config.resume=b'], 'c.init takes weights'),
+  (['--config.keep_best.metric=train/loss'], 'val/bits_per_byte'),
+  (['--config.keep_best.metric=val/bits_per_bite'], "'val/bits_per_byte'?"),
+  (['--config.early_stop.metric=val/loss'], 'c.early_stop.metric=val/loss'),
+  (
+    ['--config.early_stop.metric=val/accuracy', '--config.early_stop.mode=mn'],
+    'c.early_stop.mode=mn',
+  ),
+  (
+    ['--config.early_stop.metric=val/accuracy', '--config.early_stop.patience=0'],
+    'c.early_stop.patience',
+  ),
+  (['--config=small:text=nothing/*.txt'], 'nothing/*.txt'),
+]
+
+
+@pytest.mark.parametrize(('args', 'says'), MISTAKES, ids=lambda x: str(x)[:50])
+def test_a_mistake_is_one_line_before_anything_is_trained(call, args, says):
+  code, out, err = call('main', *args, '--workdir=run')
+  assert code == 2
+  assert says in err.splitlines()[-1]
+  assert err.splitlines()[-1].startswith('gptjax: ')
+  assert 'step 1' not in err
+  assert not out
+
+
+def test_after_a_mistake_the_right_command_works_in_the_same_folder(call):
+  assert call('main', '--workdir=run', '--config.model.heads=3')[0] == 2
+  assert call('main', '--workdir=run')[0] == 0  # A relative path: saves work there.
+  assert json.loads(pathlib.Path('run/result.json').read_text())['numbers']
+  assert call('main', '--workdir=run', '--config.model.heads=1')[0] == 2
+  code, out, _ = call('generate', '--run=run', '--prompt=the', '--max_tokens=3')
+  assert code == 0
+  assert out
+
+
+def test_one_small_file_gives_an_error_that_can_be_typed(call, corpus):
+  text = pathlib.Path(corpus).read_text()
+  pathlib.Path('my.txt').write_text(text)
+  small = '--config=small:text=my.txt'
+  tiny_model = [
+    *('--config.model.layers=1', '--config.model.embed=16', '--config.model.mlp=16'),
+    *('--config.steps=1', '--config.samples.every=0', '--config.mixture.length=16'),
+  ]
+  code, _, err = call('main', small, *tiny_model)
+  assert code == 2
+  typed = '--config.mixture.tasks.text.document=paragraph'
+  assert typed in err
+  code, _, err = call('main', small, *tiny_model, typed)
+  assert code == 0, err
+  assert 'ids only, not for 4,096' in err
+
+
+@pytest.mark.parametrize(
+  ('args', 'says'),
+  [
+    ([], '--run=DIR'),
+    (['--run=nowhere', '--prompt=x'], 'nowhere is no run folder'),
+    (['--run=nowhere'], '--prompt=TEXT'),
+    (['--run=a', '--prompt=x', '--top_p=2'], '--top_p=2'),
+    (['--run=a', '--prompt=x', '--seed=-1'], '--seed=-1'),
+    (['--run=a', '--prompt=x', '--stop='], '--stop'),
+    (['--run=a', '--prompts=nothing.jsonl'], 'nothing.jsonl'),
+  ],
+)
+def test_mistakes_of_generate(call, args, says):
+  code, out, err = call('generate', *args)
+  assert (code, out) == (2, '')
+  assert err.startswith('gptjax: ')
+  assert err.count('\n') == 1
+  assert says in err
+
+
+def test_mistakes_of_report(call):
+  assert call('report')[0] == 2
+  code, _, err = call('report', '--run=nowhere')
+  assert code == 2
+  assert 'nowhere' in err
