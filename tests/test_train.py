@@ -132,6 +132,7 @@ def test_steps_may_change_but_not_the_model(corpus, tmp_path):
   assert lines(folder)[-1]['step'] == 6
 
 
+@pytest.mark.slow
 def test_init_takes_weights_and_tokenizer_only(corpus, tmp_path):
   quiet = dict(say=lambda line: None)
   c = config(corpus, steps=3, evals={}, save_every=0)
@@ -154,6 +155,7 @@ def params(folder):
   return {k: np.asarray(v) for k, v in tree.paths(run.open_run(folder).weights).items()}
 
 
+@pytest.mark.slow
 def test_resume_of_another_run_goes_on_with_its_data(corpus, tmp_path):
   quiet = dict(say=lambda line: None)
   c = config(corpus, steps=8, evals={}, log_every=1)

@@ -11,6 +11,8 @@ from gptjax.report import page
 from gptjax.words import Leave
 from tests import crash, fakefs, tiny
 
+pytestmark = pytest.mark.slow
+
 PLACE = 'fake://bucket/run'
 
 
@@ -129,7 +131,6 @@ class Recording(dict):
     return super().pop(key, *default)
 
 
-@pytest.mark.slow
 def test_gone_on_with_from_what_any_moment_left_it_ends_the_same(
   config, unbroken, monkeypatch
 ):

@@ -113,6 +113,7 @@ def test_packed_documents_are_as_if_alone(preset):
       start += n
 
 
+@pytest.mark.slow
 def test_scanned_unrolled_and_unstacked_layers_agree():
   options = {**FAMILIES['gemma3'], 'layers': 5}
   batch = {'tokens': some_tokens(2, 8)}
@@ -130,7 +131,11 @@ def test_scanned_unrolled_and_unstacked_layers_agree():
 
   unrolled = grads(scan=False)
   assert unrolled[0][1]['residual'].shape == (5, 2, 8, 16)
-  jax.tree.map(close, unrolled, grads(scan=True))
+
+  def near(a, b):  # Rounding is in the scale of the largest: gradients reach 1000.
+    close(a, b, atol=2e-5 + 1e-6 * np.abs(b).max())
+
+  jax.tree.map(near, unrolled, grads(scan=True))
   apart = unstack_layers(params)
   assert isinstance(apart['layers']['0:4:2'], list)
   for scan in (False, True):
@@ -175,6 +180,7 @@ def test_a_cache_filled_in_parts_equals_one_pass(preset, scan):
   assert list(cache.lengths) == [9, 9]
 
 
+@pytest.mark.slow
 def test_dropout_belongs_to_the_row():
   model = make('gpt', dropout=0.3, attention_dropout=0.2)
   params = model.init(jax.random.key(0))
