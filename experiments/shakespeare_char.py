@@ -10,7 +10,7 @@ from experiments import common
 def get_config(arg=''):
   a = common.parse(arg, path='tinyshakespeare', fast=False)
   c = common.config()
-  c.steps = 320 if a.fast else 1000
+  c.steps = 260 if a.fast else 1000
   c.batch_size = 16  # Rows per update, over all devices.
   c.tokenizer = dict(name='chars')
   task = dict(
@@ -20,7 +20,7 @@ def get_config(arg=''):
   c.model = dict(
     name='transformer',
     preset='llama',
-    layers=4,
+    layers=2 if a.fast else 4,
     embed=128,
     heads=4,
     kv_heads=4,
@@ -31,8 +31,9 @@ def get_config(arg=''):
   )
   c.optim = dict(
     name='muon',
-    lr=0.02,
-    adam_lr=4e-3,
+    lr=0.015,
+    adam_lr=0.01,  # Of the table, the head and the norms.
+    momentum=0.9,
     warmup=20,
     decay='linear',
     weight_decay=0.0,
