@@ -342,18 +342,23 @@ def _tracing(c: dict[str, Any], log: metrics.Log) -> Generator[Callable[[int], N
 def _signals(say: Say) -> Generator[Callable[[], bool]]:
   """SIGTERM and the first Ctrl-C ask the loop to leave; it is asked once a step.
 
-  On several hosts the question is a collective, so that all leave at the same step.
+  Before the first step, which may be minutes away, they leave at once. On several hosts
+  the question is a collective, so that all leave at the same step.
   """
-  asked = False
+  asked = begun = False
 
   def note(number: int, _: Any) -> None:
     nonlocal asked
     if asked and number == signal.SIGINT:
       raise KeyboardInterrupt
+    if not begun and jax.process_count() == 1:
+      raise Leave('stopped before the first step; the same command begins again.')
     asked = True
     say('Stopping: saving after this step. Ctrl-C again leaves at once.')
 
   def preempted() -> bool:
+    nonlocal begun
+    begun = True
     if jax.process_count() == 1:
       return asked
     return bool(multihost_utils.process_allgather(jax.numpy.asarray(asked)).any())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax import train
-from gptjax.words import Failure, Mistake
+from gptjax.words import Failure, Leave, Mistake
 from tests import crash, tiny
 
 
@@ -105,6 +105,15 @@ def test_a_damaged_checkpoint_is_passed_over_to_the_same_end(
   assert list((folder / 'checkpoints' / 'damaged').iterdir())
   assert crash.finish(corpus, folder) == 0
   assert crash.outcome(folder) == crash.outcome(unbroken)
+
+
+@pytest.mark.parametrize('kind', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_step_leaves_at_once(corpus, tmp_path, kind):
+  with pytest.raises(Leave, match='same command'):
+    train.train(
+      config(corpus), str(tmp_path / 'a'), say=lambda line: signal.raise_signal(kind)
+    )
+  assert not (tmp_path / 'a' / 'metrics.jsonl').exists()
 
 
 def test_a_second_process_is_refused(corpus, tmp_path):
