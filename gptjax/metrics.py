@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -238,12 +239,10 @@ class Log:
     if not self._tensorboard:
       return
     if self._board is None:
-      import tensorboardX
-
       # Purging hides what a killed run wrote after the checkpoint.
       purge = self._step + 1 if self._step else None
       place = os.fspath(self._local / 'tb')
-      self._board = tensorboardX.SummaryWriter(place, purge_step=purge)
+      self._board = _tensorboard().SummaryWriter(place, purge_step=purge)
     for name, value in named.items():
       self._board.add_scalar(name, value, step)
 
@@ -252,6 +251,20 @@ class Log:
       if self._board:
         self._board.flush()
       files.copy_tree(self._local, self.folder)
+
+
+def _tensorboard() -> Any:
+  """tensorboardX, without torch: for what is logged here that is 2 s of start."""
+  modules: dict[str, Any] = sys.modules
+  hide = 'torch' not in modules
+  if hide:
+    modules['torch'] = None  # An import of it fails, as where it is not installed.
+  try:
+    import tensorboardX
+  finally:
+    if hide:
+      del modules['torch']
+  return tensorboardX
 
 
 def _open_tracker(track: str, folder: epath.Path, config: Mapping[str, Any]) -> Any:

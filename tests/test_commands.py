@@ -2,6 +2,8 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -137,3 +139,18 @@ def test_mistakes_of_report(call):
   code, _, err = call('report', '--run=nowhere')
   assert code == 2
   assert 'nowhere' in err
+
+
+def test_logging_imports_no_torch(tmp_path):
+  code = (
+    'import sys\n'
+    'from gptjax import metrics\n'
+    f'log = metrics.open_log({str(tmp_path)!r}, {{}}, step=0)\n'
+    'log.write(1, "val", {"x": 1.0})\n'
+    'log.close()\n'
+    'assert "tensorboardX" in sys.modules\n'
+    'assert "torch" not in sys.modules\n'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert list((tmp_path / 'tb').iterdir())
