@@ -23,7 +23,8 @@ def unbroken(corpus, tmp_path_factory):
 
 
 def lines(folder):
-  return [json.loads(line) for line in (folder / 'metrics.jsonl').open()]
+  text = (folder / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
 
 
 def config(corpus, **changes):

@@ -4,6 +4,7 @@ Plain local files are memory-mapped. Compressed and remote ones are unpacked onc
 one nameless temporary file (in TMPDIR), which is mapped: no corpus is held in memory.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -12,7 +13,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -32,7 +33,8 @@ def is_remote(path: str) -> bool:
   return '://' in path
 
 
-def opened(path: str) -> BinaryIO:
+@contextlib.contextmanager
+def opened(path: str) -> Generator[BinaryIO]:
   """The file, its bytes unpacked as they are read.
 
   Raises:
@@ -47,8 +49,12 @@ def opened(path: str) -> BinaryIO:
     file = epath.Path(path).open('rb')
   except OSError as error:
     raise Mistake(f'{path} cannot be read: {error.strerror or error}.') from None
-  unpack = importlib.import_module(PACKED[suffix]).open if suffix in PACKED else None
-  return cast(BinaryIO, unpack(file, 'rb') if unpack else file)
+  with file:  # What unpacks does not close what it reads from.
+    if suffix not in PACKED:
+      yield cast(BinaryIO, file)
+      return
+    with importlib.import_module(PACKED[suffix]).open(file, 'rb') as unpacked:
+      yield unpacked
 
 
 class Files:
