@@ -4,7 +4,7 @@
   blockwise  attention_blockwise.py: any length and any mask in linear memory
   cpu        attention_cpu.py: rectangles of the causal triangle
   splash     attention_fused.py: the TPU's kernel
-  triton     attention_fused.py: the GPU's kernel (blockwise with window or soft cap)
+  triton     attention_triton.py: the GPU's kernel
 
 Every form gives the numbers of `plain`, forward and backward.
 """
@@ -94,9 +94,7 @@ def attention(
     return attention_cpu.triangle(q, k, v, segments=segments, **kinds)
   if form == 'splash':
     return attention_fused.splash(q, k, v, segments=segments, **kinds)
-  if not attention_fused.triton_serves(q, segments, window, softcap):
-    return attention_blockwise.blockwise(q, k, v, segments=segments, **kinds)
-  return attention_fused.triton(q, k, v, segments=segments, causal=causal, scale=scale)
+  return attention_fused.triton(q, k, v, segments=segments, **kinds)
 
 
 def _choose(T: int, S: int, aligned: bool) -> str:

@@ -3,7 +3,7 @@
 Both never write scores to memory, and skip blocks that no query may see. GSPMD cannot
 cut a kernel, so with a mesh in force it runs inside shard_map over rows and heads.
 
-Source: jax.experimental.pallas.ops.tpu.splash_attention and ops.gpu.attention.
+Source of splash: jax.experimental.pallas.ops.tpu.splash_attention.
 """
 
 import functools
@@ -76,14 +76,6 @@ def _splash_blocks(kernels: Any, length: int) -> Any:
   return kernels.BlockSizes(**dict.fromkeys(names, size))
 
 
-def triton_serves(
-  q: jax.Array, segments: Segments | None, window: int | None, softcap: float | None
-) -> bool:
-  """Whether the GPU's kernel has the features; what it lacks goes blockwise."""
-  shared = segments is None or segments[0] is segments[1]
-  return window is None and softcap is None and shared and q.shape[3] >= 16
-
-
 def triton(
   q: jax.Array,
   k: jax.Array,
@@ -91,23 +83,23 @@ def triton(
   *,
   segments: Segments | None = None,
   causal: bool = True,
+  window: int | None = None,
+  softcap: float | None = None,
   scale: float,
   interpret: bool = False,
 ) -> jax.Array:
-  """As `attention`, on GPUs: any length, no window and no soft cap.
+  """As `attention` without positions and slots, on GPUs; any length, all features."""
+  from gptjax.models.attention_triton import flash
 
-  Key heads are repeated for their query heads, since the kernel wants as many.
-  """
-  from jax.experimental.pallas.ops.gpu import attention as kernels
-
-  def local(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: Segments | None
-  ) -> jax.Array:
-    k, v = (jnp.repeat(x, q.shape[2] // k.shape[2], axis=2) for x in (k, v))
-    ids = None if segments is None else segments[0]
-    return kernels.mha(q, k, v, ids, scale, causal, interpret=interpret)
-
-  return _filled(functools.partial(_cut, local), q, k, v, segments, causal)
+  kernel = functools.partial(
+    flash,
+    causal=causal,
+    window=window,
+    softcap=softcap,
+    scale=scale,
+    interpret=interpret,
+  )
+  return _cut(kernel, q, k, v, segments)
 
 
 def _filled(

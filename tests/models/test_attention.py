@@ -1,6 +1,9 @@
-"""Every form of attention against the plain one, forward and backward."""
+"""Every form of attention against the plain one, forward and backward.
 
-import itertools
+The GPU's kernel has a file of its own: test_attention_triton.py.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,12 @@ from gptjax import sharding
 from gptjax.models import attention_blockwise, attention_fused, attention_plain
 from gptjax.models.attention import attention
 from gptjax.words import Mistake
+
+
+def alone(name):
+  """A feature by itself, to find what breaks: the rest of the cases hold it too."""
+  return pytest.param(name, marks=pytest.mark.slow)
+
 
 # Name: (T, H, G, window, softcap, segments, causal).
 CASES = {
@@ -23,6 +32,10 @@ CASES = {
   'all': (97, 4, 2, 33, 5.0, True, True),
   'all both ways': (97, 4, 2, 17, 5.0, True, False),
 }
+FEW = [
+  *('grouped', 'window', 'both ways', 'all', 'all both ways'),
+  *map(alone, ('causal', 'packed', 'capped')),
+]
 
 
 def make(T, H, G, window, softcap, packed, causal, K=16, B=2):
@@ -37,14 +50,19 @@ def make(T, H, G, window, softcap, packed, causal, K=16, B=2):
   return arrays, kinds, segments
 
 
-def results(function, q, k, v, w):
+# For programs that are slow to compile and run once.
+QUICK = dict(xla_backend_optimization_level=0, xla_llvm_disable_expensive_passes=True)
+
+
+def results(function, q, k, v, w, options=None):
   """Output and the gradients of q, k and v."""
 
   def total(q, k, v):
     out = function(q, k, v)
     return jnp.sum(w * out), out
 
-  grads, out = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+  grad = jax.grad(total, (0, 1, 2), has_aux=True)
+  grads, out = jax.jit(grad, compiler_options=options)(q, k, v)
   return [out, *grads]
 
 
@@ -69,28 +87,36 @@ def by_hand(q, k, v, *, segments, causal, window, softcap, scale):
   return out
 
 
+@functools.cache
+def oracle(case, **shape):
+  """Output and gradients of a case by the plain form."""
+  arrays, kinds, segments = make(*case, **shape)
+  return results(
+    lambda q, k, v: attention(q, k, v, segments=segments, form='plain', **kinds),
+    *arrays,
+    options=QUICK,
+  )
+
+
 @pytest.mark.parametrize('case', CASES)
 def test_the_oracle_is_the_definition(case):
   _, H, G, window, *rest = CASES[case]
-  (q, k, v, _), kinds, segments = make(21, H, G, window and 6, *rest)
+  (q, k, v, _), kinds, segments = make(21, H, G, window and 6, *rest, B=1)
   wanted = by_hand(q, k, v, segments=segments, **kinds)
-  found = attention(q, k, v, segments=segments, form='plain', **kinds)
-  np.testing.assert_allclose(found, wanted, atol=2e-6)
+  plain = functools.partial(attention, segments=segments, form='plain', **kinds)
+  np.testing.assert_allclose(jax.jit(plain)(q, k, v), wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', FEW)
 @pytest.mark.parametrize('form', ['blockwise', 'cpu'])
 def test_forms_equal_the_oracle(form, case):
   arrays, kinds, segments = make(*CASES[case])
-
-  def run(form):
-    return results(
-      lambda q, k, v: attention(q, k, v, segments=segments, form=form, **kinds),
-      *arrays,
-    )
-
-  for found, wanted in zip(run(form), run('plain'), strict=True):
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  found = results(
+    lambda q, k, v: attention(q, k, v, segments=segments, form=form, **kinds),
+    *arrays,
+  )
+  for f, w in zip(found, oracle(CASES[case]), strict=True):
+    np.testing.assert_allclose(f, w, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('case', ['grouped', 'all', 'all both ways'])
@@ -102,39 +128,24 @@ def test_blocks_smaller_than_the_row(case):
     ),
     *arrays,
   )
-  wanted = results(
-    lambda q, k, v: attention(q, k, v, segments=segments, form='plain', **kinds),
-    *arrays,
-  )
-  for f, w in zip(found, wanted, strict=True):
+  for f, w in zip(found, oracle(CASES[case]), strict=True):
     np.testing.assert_allclose(f, w, rtol=1e-5, atol=1e-5)
 
 
-# Interpreted kernels are slow: one case of all features a kernel, at 256 to 300 tokens.
-KERNELS = {
-  'splash': (attention_fused.splash, (256, 4, 2, 100, 5.0, True, True)),
-  'splash both ways': (attention_fused.splash, (200, 2, 2, None, None, False, False)),
-  'triton': (attention_fused.triton, (256, 4, 2, None, None, True, True)),
-  'triton both ways': (attention_fused.triton, (300, 2, 2, None, None, False, False)),
-}
-
-
-@pytest.mark.parametrize('name', KERNELS)
-def test_kernels_equal_the_oracle(name):
-  kernel, case = KERNELS[name]
+# Interpreted, the kernel is slow: few cases of many features.
+@pytest.mark.parametrize(
+  'case', [(256, 2, 1, 100, 5.0, True, True), (200, 2, 2, None, None, False, False)]
+)
+def test_splash_equals_the_oracle(case):
   arrays, kinds, segments = make(*case, K=64, B=1)
-  given = dict(kinds)
-  if kernel is attention_fused.triton:
-    del given['window'], given['softcap']
   found = results(
-    lambda q, k, v: kernel(q, k, v, segments=segments, interpret=True, **given),
+    lambda q, k, v: attention_fused.splash(
+      q, k, v, segments=segments, interpret=True, **kinds
+    ),
     *arrays,
+    options=QUICK,
   )
-  wanted = results(
-    lambda q, k, v: attention(q, k, v, segments=segments, form='plain', **kinds),
-    *arrays,
-  )
-  for f, w in zip(found, wanted, strict=True):
+  for f, w in zip(found, oracle(case, K=64, B=1), strict=True):
     np.testing.assert_allclose(f, w, rtol=2e-5, atol=2e-5)
 
 
@@ -145,21 +156,21 @@ def test_a_cache_with_rows_of_unequal_length(T):
   (q, k, v, _), kinds, _ = make(S, 4, 2, None, None, False, True)
   positions = jnp.asarray(lengths[:, None] + np.arange(T)[None])
   q = jnp.stack([q[b, n : n + T] for b, n in enumerate(lengths)])
+  wanted = []
+  for b, n in enumerate(lengths):
+    filled = np.concatenate([np.zeros((n, 4, 16)), q[b]])
+    full = by_hand(
+      filled[None], k[b : b + 1, : n + T], v[b : b + 1, : n + T], segments=None, **kinds
+    )
+    wanted.append(full[0, n:])
+  spoilt = [np.array(x) for x in (k, v)]
+  for x in spoilt:
+    x[0, 30 + T :] = x[1, 7 + T :] = 1e6
   for form in (None, 'plain', 'blockwise'):
-    found = attention(q, k, v, positions=positions, form=form, **kinds)
-    spoilt = [x.at[0, 30 + T :].set(1e6).at[1, 7 + T :].set(1e6) for x in (k, v)]
-    again = attention(q, *spoilt, positions=positions, form=form, **kinds)
-    np.testing.assert_array_equal(found, again)
-    for b, n in enumerate(lengths):
-      rows = slice(b, b + 1)
-      full = by_hand(
-        jnp.zeros_like(k[rows, : n + T]).repeat(2, axis=2).at[:, n:].set(q[rows]),
-        k[rows, : n + T],
-        v[rows, : n + T],
-        segments=None,
-        **kinds,
-      )
-      np.testing.assert_allclose(found[rows], full[:, n:], atol=2e-6)
+    run = jax.jit(functools.partial(attention, positions=positions, form=form, **kinds))
+    found = run(q, k, v)
+    np.testing.assert_array_equal(found, run(q, *spoilt))
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize('form', ['plain', 'blockwise', 'cpu'])
@@ -171,7 +182,7 @@ def test_a_query_that_sees_nothing_gives_zeros(form):
   np.testing.assert_array_equal(out, 0)
 
 
-@pytest.mark.parametrize('form', ['blockwise', None])
+@pytest.mark.parametrize('form', [alone('blockwise'), None])
 @pytest.mark.parametrize('window', [None, 100])
 def test_memory_grows_linearly(form, window):
   """Forward and backward; the square of the longest row alone would be 512 MiB."""
@@ -185,10 +196,9 @@ def test_memory_grows_linearly(form, window):
     compiled = jax.jit(jax.grad(total, (0, 1, 2))).lower(x, x, x).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
-  used = [memory(T) for T in (1024, 2048, 4096, 8192)]
-  assert used[-1] < 64 * 2**20, used
-  for shorter, longer in itertools.pairwise(used[1:]):
-    assert longer < 2.2 * shorter, used
+  used = memory(2048), memory(8192)
+  assert used[1] < 64 * 2**20, used
+  assert used[1] < 4.4 * used[0], used
 
 
 def test_bfloat16_keeps_its_dtype_and_a_float32_softmax():
@@ -232,6 +242,7 @@ def test_on_a_mesh(kv_heads):
         q, k, v, segments=segments, interpret=True, **kinds
       ),
       *(q, k, v, w),
+      options=QUICK,
     )
   for f, x in zip(found, wanted, strict=True):
     np.testing.assert_allclose(f, x, rtol=2e-5, atol=2e-5)
