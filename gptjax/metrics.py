@@ -148,7 +148,10 @@ class Log:
     size = os.path.getsize(path)
     if size < offset:
       say(f'{self.folder / name} lacks {offset - size} bytes that the checkpoint knew.')
-    file.truncate(min(size, offset))
+      offset = (
+        path.read_bytes().rfind(b'\n') + 1
+      )  # A line cut short would spoil the next.
+    file.truncate(offset)
     file.seek(0, os.SEEK_END)
     return file
 

@@ -132,6 +132,15 @@ def test_files_cut_at_a_restore_equal_an_unbroken_run(tmp_path, where):
   fakefs.clear()
 
 
+def test_a_line_cut_short_does_not_spoil_the_next(tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "train/x": 1}\n{"step": 2, "tr')
+  log = metrics.open_log(tmp_path, {'metrics.jsonl': 60}, step=3, say=lambda line: None)
+  log.write(3, 'val', {'x': 1.0})
+  log.close()
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == [1, 3]
+
+
 def test_a_log_shorter_than_the_checkpoint_knew_is_said(tmp_path):
   said = []
   log = open_log(tmp_path, {'metrics.jsonl': 100}, say=said.append)
