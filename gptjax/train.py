@@ -238,7 +238,7 @@ def _loop(
         scores = _evaluate(step, last, c, parts, state, log)
         saves.score(step, scores)
         numbers |= scores
-      if last or stalled(log, c['early_stop']):
+      if last or (scores and stalled(log, c['early_stop'])):
         break
       trace(step)
       with clock.over('data'):
@@ -311,7 +311,8 @@ class _BadSteps:
     self._row = self._row + 1 if float(pending.total) else 0
     if self._limit and self._row >= self._limit:
       raise Failure(
-        f'{self._row} updates in a row had no finite gradient, up to step {step}: '
+        f'{self._row} updates in a row had no finite gradient, or no target with weight, '
+        f'up to step {step}: '
         'lower c.optim.lr or look at the data there. Good checkpoints are kept.'
       )
 
