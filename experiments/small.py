@@ -34,30 +34,34 @@ def get_config(arg=''):
     name='transformer',
     preset='llama',
     layers=4,
-    embed=256,
-    heads=4,
-    kv_heads=2,
-    mlp=704,
+    embed=192,
+    heads=3,
+    kv_heads=3,
+    mlp=512,
+    qk_norm=True,
   )
   c.objective.z_loss = 1e-4
   c.optim = dict(
     name='muon',
-    lr=0.02,
-    adam_lr=3e-3,
+    lr=0.015,
+    adam_lr=0.01,  # Of the table and the norms.
+    momentum=0.9,
     warmup=50,
     decay='wsd',
+    cooldown=0.5,  # Share of the steps over which the rate falls to 0.
     weight_decay=0.1,
     clip=1.0,
   )
   c.evals = dict(
-    val=dict(name='perplexity', task='text', split='val', every=200, limit=2000)
+    val=dict(name='perplexity', task='text', split='val', every=500, limit=2000)
   )
+  c.save_every = 100
   c.keep_best.metric = 'val/bits_per_byte'
   c.samples = dict(
     prompts=('Hi! How are you?', 'What do you like to do'),
     max_tokens=48,
     temperature=0.8,
-    every=200,
+    every=500,
   )
   if a.quick:
     c.steps = 30
