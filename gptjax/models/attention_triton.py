@@ -47,6 +47,13 @@ class _Blocks(NamedTuple):
   other: int
 
 
+class _Places(NamedTuple):
+  """Where rows stand, and their segments if there are any."""
+
+  at: jax.Array
+  ids: Any
+
+
 def flash(
   q: jax.Array,
   k: jax.Array,
@@ -66,8 +73,7 @@ def flash(
 
   Args:
     q: [B, T, H, K]; H is a multiple of G.
-    k: [B, T, G, K].
-    v: [B, T, G, K].
+    k, v: [B, T, G, K].
     segments: of the queries [B, T] and of the keys [B, T].
     causal, window, softcap, scale: as of `attention`.
     interpret: run the kernel's program on any platform, slowly.
@@ -93,26 +99,24 @@ def _forward(
   B, T, H, _ = q.shape
   R = H // k.shape[2]
   blocks = _blocks(q)[0]
+  numbers = jax.ShapeDtypeStruct((B, H, T), jnp.float32)
+  own_numbers = pl.BlockSpec((None, None, blocks.own), lambda i, b, h: (b, h, i))
   out, log_sum = _call(
     _forward_kernel,
     'flash_forward',
     shape,
     blocks,
-    (pl.cdiv(T, blocks.own), B, H),
     [_heads(q, blocks), _heads(k, blocks, R), _heads(v, blocks, R)],
     segments,
-    [(q, _own_rows(q, blocks)), (_numbers_of(q), _own_numbers(blocks))],
+    [(q, _own_rows(q, blocks)), (numbers, own_numbers)],
   )(q, k, v)
   return out, (q, k, v, segments, out, log_sum)
 
 
 def _backward(shape: _Shape, saved: Any, d_out: jax.Array) -> tuple[Any, ...]:
   q, k, v, segments, out, log_sum = saved
-  B, T, H, _ = q.shape
-  G = k.shape[2]
-  R = H // G
+  R = q.shape[2] // k.shape[2]
   blocks = _blocks(q)[1]
-  steps = pl.cdiv(T, blocks.own)
   delta = jnp.einsum('BTHK,BTHK->BHT', d_out, out, preferred_element_type=jnp.float32)
   given = q, k, v, d_out, log_sum, delta
   of_query = _heads(q, blocks), _numbers(q, blocks)
@@ -122,7 +126,6 @@ def _backward(shape: _Shape, saved: Any, d_out: jax.Array) -> tuple[Any, ...]:
     'flash_dq',
     shape,
     blocks,
-    (steps, B, H),
     [of_query[0], of_key, of_key, of_query[0], of_query[1], of_query[1]],
     segments,
     [(q, _own_rows(q, blocks))],
@@ -134,7 +137,6 @@ def _backward(shape: _Shape, saved: Any, d_out: jax.Array) -> tuple[Any, ...]:
     'flash_dk_dv',
     shape,
     blocks,
-    (steps, B, G),
     [of_query[0], of_key, of_key, of_query[0], of_query[1], of_query[1]],
     segments,
     [(k, _own_rows(k, blocks)), (v, _own_rows(v, blocks))],
@@ -151,17 +153,15 @@ def _forward_kernel(
 ) -> None:  # fmt: skip
   start = pl.program_id(0) * blocks.own
   q = _rows(shape, q_ref, start, blocks.own)
-  q_at, q_ids = _places(shape, ids and ids[0], start, blocks.own)
+  own = _places(shape, ids and ids[0], start, blocks.own)
 
   def meet(j: jax.Array, carry: Any) -> Any:
     out, top, total = carry
     begin = j * blocks.other
     k = _rows(shape, k_ref, begin, blocks.other)
     v = _rows(shape, v_ref, begin, blocks.other)
-    k_at, k_ids = _places(shape, ids and ids[1], begin, blocks.other)
-    pair = q_at[:, None], k_at[None, :]
-    named = None if ids is None else (q_ids[:, None], k_ids[None, :])
-    s, _ = _scores(shape, q, k, *pair, named)
+    other = _places(shape, ids and ids[1], begin, blocks.other)
+    s, _ = _scores(shape, q, k, own, other)
     higher = jnp.maximum(top, s.max(-1))
     p = jnp.exp2(s - higher[:, None])
     fade = jnp.exp2(top - higher)
@@ -173,8 +173,8 @@ def _forward_kernel(
     jnp.full(blocks.own, _FLOOR, jnp.float32),
     jnp.zeros(blocks.own, jnp.float32),
   )
-  first, last = _reach(shape, start, blocks, keys=True)
-  out, top, total = jax.lax.fori_loop(first, last, meet, carry)
+  reach = _reach(shape, start, blocks, keys=True)
+  out, top, total = jax.lax.fori_loop(*reach, meet, carry)
   total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # Rows that see no key.
   _store(shape, out_ref, start, out / total[:, None])
   _store(shape, log_sum_ref, start, top + jnp.log2(total))
@@ -189,23 +189,21 @@ def _dq_kernel(
   d_out = _rows(shape, d_out_ref, start, blocks.own)
   log_sum = _rows(shape, log_sum_ref, start, blocks.own)
   delta = _rows(shape, delta_ref, start, blocks.own)
-  q_at, q_ids = _places(shape, ids and ids[0], start, blocks.own)
+  own = _places(shape, ids and ids[0], start, blocks.own)
 
   def meet(j: jax.Array, dq: jax.Array) -> jax.Array:
     begin = j * blocks.other
     k = _rows(shape, k_ref, begin, blocks.other)
     v = _rows(shape, v_ref, begin, blocks.other)
-    k_at, k_ids = _places(shape, ids and ids[1], begin, blocks.other)
-    pair = q_at[:, None], k_at[None, :]
-    named = None if ids is None else (q_ids[:, None], k_ids[None, :])
-    s, slope = _scores(shape, q, k, *pair, named)
+    other = _places(shape, ids and ids[1], begin, blocks.other)
+    s, slope = _scores(shape, q, k, own, other)
     p = jnp.exp2(s - log_sum[:, None])
     ds = p * (plgpu.dot(d_out, v, trans_b=True) - delta[:, None]) * slope
     return dq + plgpu.dot(ds.astype(k.dtype), k)
 
-  first, last = _reach(shape, start, blocks, keys=True)
+  reach = _reach(shape, start, blocks, keys=True)
   zeros = jnp.zeros(q.shape, jnp.float32)
-  _store(shape, dq_ref, start, jax.lax.fori_loop(first, last, meet, zeros))
+  _store(shape, dq_ref, start, jax.lax.fori_loop(*reach, meet, zeros))
 
 
 def _dk_kernel(
@@ -216,7 +214,7 @@ def _dk_kernel(
   start = pl.program_id(0) * blocks.own
   k = _rows(shape, k_ref, start, blocks.own)
   v = _rows(shape, v_ref, start, blocks.own)
-  k_at, k_ids = _places(shape, ids and ids[1], start, blocks.own)
+  own = _places(shape, ids and ids[1], start, blocks.own)
 
   def meet(r: jax.Array, j: jax.Array, carry: Any) -> Any:
     dk, dv = carry
@@ -225,19 +223,17 @@ def _dk_kernel(
     d_out = _rows(shape, d_out_ref, begin, blocks.other, r)
     log_sum = _rows(shape, log_sum_ref, begin, blocks.other, r)
     delta = _rows(shape, delta_ref, begin, blocks.other, r)
-    q_at, q_ids = _places(shape, ids and ids[0], begin, blocks.other)
-    pair = q_at[None, :], k_at[:, None]
-    named = None if ids is None else (q_ids[None, :], k_ids[:, None])
-    s, slope = _scores(shape, k, q, *pair, named)
+    other = _places(shape, ids and ids[0], begin, blocks.other)
+    s, slope = _scores(shape, k, q, own, other, keys=True)
     p = jnp.exp2(s - log_sum[None, :])
     ds = p * (plgpu.dot(v, d_out, trans_b=True) - delta[None, :]) * slope
     dk = dk + plgpu.dot(ds.astype(q.dtype), q)
     return dk, dv + plgpu.dot(p.astype(d_out.dtype), d_out)
 
-  first, last = _reach(shape, start, blocks, keys=False)
+  reach = _reach(shape, start, blocks, keys=False)
 
   def head(r: jax.Array, carry: Any) -> Any:
-    return jax.lax.fori_loop(first, last, functools.partial(meet, r), carry)
+    return jax.lax.fori_loop(*reach, functools.partial(meet, r), carry)
 
   zeros = jnp.zeros(k.shape, jnp.float32)
   dk, dv = jax.lax.fori_loop(0, q_ref.shape[1], head, (zeros, zeros))
@@ -249,11 +245,14 @@ def _scores(
   shape: _Shape,
   x: jax.Array,
   y: jax.Array,
-  q_at: jax.Array,
-  k_at: jax.Array,
-  segments: Segments | None,
+  own: _Places,
+  other: _Places,
+  keys: bool = False,
 ) -> tuple[jax.Array, Any]:
-  """Scores of rows x against rows y, over log 2, and their slope by the product x y."""
+  """Scores of rows x against rows y, over log 2, and their slope by the product x y.
+
+  `keys` says that x are keys and y queries.
+  """
   s = plgpu.dot(x, y, trans_b=True)
   slope: Any = shape.scale
   if shape.softcap is None:
@@ -262,17 +261,19 @@ def _scores(
     squeezed = jnp.tanh(s * (shape.scale / shape.softcap))
     slope = shape.scale * (1 - squeezed * squeezed)
     s = squeezed * (shape.softcap * _LOG2E)
-  distance = q_at - k_at
+  distance = own.at[:, None] - other.at[None, :]
+  distance = -distance if keys else distance
   seen = []
   if shape.causal:
     seen.append(distance >= 0)
   if shape.window is not None:
     far = distance if shape.causal else jnp.abs(distance)
     seen.append(far < shape.window)
-  if segments is not None:
-    seen.append(segments[0] == segments[1])
+  if own.ids is not None:
+    seen.append(own.ids[:, None] == other.ids[None, :])
   if shape.length % max(s.shape):
-    seen.append(jnp.maximum(q_at, k_at) < shape.length)
+    last = jnp.maximum(own.at[:, None], other.at[None, :])
+    seen.append(last < shape.length)
   if seen:
     s = jnp.where(functools.reduce(jnp.logical_and, seen), s, HIDDEN)
   return s, slope
@@ -282,13 +283,12 @@ def _reach(
   shape: _Shape, start: jax.Array, blocks: _Blocks, keys: bool
 ) -> tuple[Any, Any]:
   """First and one past the last block of keys (or queries) that own rows meet."""
-  last = pl.cdiv(shape.length, blocks.other)
   far = shape.length if shape.window is None else shape.window - 1
   near = 0 if shape.causal else far
   back, forth = (far, near) if keys else (near, far)
   first = jax.lax.div(jnp.maximum(start - back, 0), blocks.other)
   end = jax.lax.div(start + blocks.own - 1 + forth, blocks.other) + 1
-  return first, jnp.minimum(end, last)
+  return first, jnp.minimum(end, pl.cdiv(shape.length, blocks.other))
 
 
 def _rows(
@@ -302,17 +302,13 @@ def _rows(
   return plgpu.load(part, mask=mask, other=None if mask is None else 0)
 
 
-def _places(
-  shape: _Shape, ref: Any, start: jax.Array, size: int
-) -> tuple[jax.Array, Any]:
-  """Where rows stand, and their segments if there are any."""
+def _places(shape: _Shape, ref: Any, start: jax.Array, size: int) -> _Places:
   ids = None if ref is None else _rows(shape, ref, start, size)
-  return start + jnp.arange(size), ids
+  return _Places(start + jnp.arange(size), ids)
 
 
 def _store(shape: _Shape, ref: Any, start: jax.Array, value: jax.Array) -> None:
-  mask = _inside(shape, start, *value.shape)
-  plgpu.store(ref, value.astype(ref.dtype), mask=mask)
+  plgpu.store(ref, value.astype(ref.dtype), mask=_inside(shape, start, *value.shape))
 
 
 def _inside(
@@ -332,12 +328,12 @@ def _call(
   name: str,
   shape: _Shape,
   blocks: _Blocks,
-  grid: tuple[int, ...],
   specs: list[pl.BlockSpec],
   segments: Segments | None,
   outs: list[tuple[Any, pl.BlockSpec]],
 ) -> Callable[..., Any]:
-  """The kernel as a function of arrays; segments go last."""
+  """The kernel as a function of arrays: a program a block of the first output."""
+  B, _, heads, _ = outs[0][0].shape
   ids = None
   if segments is not None:
     row = pl.BlockSpec((None, _filled(shape.length, blocks)), lambda i, b, h: (b, 0))
@@ -345,7 +341,7 @@ def _call(
   call = pl.pallas_call(
     functools.partial(kernel, shape=shape, blocks=blocks),
     name=name,
-    grid=grid,
+    grid=(pl.cdiv(shape.length, blocks.own), B, heads),
     in_specs=[*specs, ids],
     out_specs=[spec for _, spec in outs],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x, _ in outs],
@@ -401,12 +397,3 @@ def _numbers(x: jax.Array, blocks: _Blocks, group: int | None = None) -> pl.Bloc
 
 def _own_rows(x: jax.Array, blocks: _Blocks) -> pl.BlockSpec:
   return pl.BlockSpec((None, blocks.own, None, _width(x)), lambda i, b, h: (b, i, h, 0))
-
-
-def _own_numbers(blocks: _Blocks) -> pl.BlockSpec:
-  return pl.BlockSpec((None, None, blocks.own), lambda i, b, h: (b, h, i))
-
-
-def _numbers_of(q: jax.Array) -> jax.ShapeDtypeStruct:
-  B, T, H, _ = q.shape
-  return jax.ShapeDtypeStruct((B, H, T), jnp.float32)
