@@ -10,7 +10,7 @@ from experiments import common
 def get_config(arg=''):
   a = common.parse(arg, path='tinyshakespeare', fast=False)
   c = common.config()
-  c.steps = 260 if a.fast else 1000
+  c.steps = 260 if a.fast else 800
   c.batch_size = 16  # Rows per update, over all devices.
   c.tokenizer = dict(name='chars')
   task = dict(
@@ -20,7 +20,7 @@ def get_config(arg=''):
   c.model = dict(
     name='transformer',
     preset='llama',
-    layers=2 if a.fast else 4,
+    layers=2 if a.fast else 3,
     embed=128,
     heads=4,
     kv_heads=4,
@@ -39,6 +39,6 @@ def get_config(arg=''):
     weight_decay=0.0,
     clip=1.0,
   )
-  c.evals = dict(val=dict(name='perplexity', split='val', every=500))
+  c.evals = dict(val=dict(name='perplexity', split='val', every=400))
   c.save_every = 500
   return c
