@@ -1,7 +1,11 @@
 """Characters of Shakespeare: 1.1 MB, the first 90 % to train, the last 10 % to judge.
 
-python -m gptjax.main --config=experiments/shakespeare_char.py --data=FOLDER
-python -m gptjax.main --config=experiments/shakespeare_char.py:path=any.txt
+  python -m gptjax.main --config=experiments/shakespeare_char.py --data=FOLDER
+  python -m gptjax.main --config=experiments/shakespeare_char.py:path=any.txt
+  python -m gptjax.main --config=experiments/shakespeare_char.py:fast --data=FOLDER
+
+Validation, 2 CPU cores, importing and compiling included: 1.67 nats per character in 54
+seconds; `fast` 1.86 in 18.
 """
 
 from experiments import common
