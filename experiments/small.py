@@ -1,8 +1,8 @@
 """A small GPT on 12 MB of dialogue, from nothing.
 
-  python -m gptjax.main --config=experiments/small.py                 # 2 cores: 7 minutes
-  python -m gptjax.main --config=experiments/small.py:text=my/*.txt   # your own text
-  python -m gptjax.main --config=experiments/small.py:quick           # under a minute
+  python -m gptjax.main --config=experiments/small.py               # 2 cores: 7 minutes
+  python -m gptjax.main --config=experiments/small.py:text=my/*.txt # your own text
+  python -m gptjax.main --config=experiments/small.py:quick         # under a minute
 
 Validation: 1.61 bits per byte; xz -9 with the training text as prefix needs 2.09.
 """

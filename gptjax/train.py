@@ -311,7 +311,7 @@ class _BadSteps:
     self._row = self._row + 1 if float(pending.total) else 0
     if self._limit and self._row >= self._limit:
       raise Failure(
-        f'{self._row} updates in a row had no finite gradient, or no target with weight, '
+        f'{self._row} updates in a row had no finite gradient or no target of weight, '
         f'up to step {step}: '
         'lower c.optim.lr or look at the data there. Good checkpoints are kept.'
       )

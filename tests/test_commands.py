@@ -102,7 +102,7 @@ def test_one_small_file_gives_an_error_that_can_be_typed(call, corpus):
   pathlib.Path('my.txt').write_text(text)
   small = '--config=small:text=my.txt'
   tiny_model = [
-    *('--config.model.layers=1', '--config.model.embed=16', '--config.model.mlp=16'),
+    *('--config.model.layers=1', '--config.model.embed=24', '--config.model.mlp=16'),
     *('--config.steps=1', '--config.samples.every=0', '--config.mixture.length=16'),
   ]
   code, _, err = call('main', small, *tiny_model)
