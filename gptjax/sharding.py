@@ -151,13 +151,6 @@ def layout(abstract: Tree, axes: Tree) -> Tree:
   return jax.tree.map(one, abstract, axes)
 
 
-def replicated() -> NamedSharding:
-  """On every device of the mesh in force."""
-  place = _PLACE.get(None)
-  assert place is not None, 'no mesh in force'
-  return NamedSharding(place.mesh, PartitionSpec())
-
-
 def put(batch: Batch) -> Batch:
   """Rows of this host, laid out over the mesh as one global batch."""
   place = _PLACE.get(None)

@@ -18,6 +18,7 @@ import numpy as np
 from gptjax import sharding, tree
 from gptjax.generate import sampling
 from gptjax.generate.sampling import Settings
+from gptjax.models.layers import unstack_layers
 from gptjax.words import Array, Batch, Cache, Model, Params
 
 SHORTEST = 16  # Tokens of the smallest prefill; larger ones are powers of two.
@@ -82,7 +83,7 @@ def make_engine(
 
   @jax.jit
   def prepare(weights: Params) -> Params:
-    return unstack(_cast(weights, dtype)) if apart else _cast(weights, dtype)
+    return unstack_layers(_cast(weights, dtype)) if apart else _cast(weights, dtype)
 
   weights = prepare(weights)
   vocab = _vocab(model, weights, dtype)
@@ -187,24 +188,6 @@ def _join(
     seen=state.seen.at[slot].set(seen),
     settings=jax.tree.map(lambda x, one: x.at[slot].set(one), state.settings, settings),
   )
-
-
-def unstack(weights: Params) -> Params:
-  """Layer groups as lists of their layers.
-
-  On a CPU a product with one layer of a stacked array costs four times one with an
-  array of its own.
-  """
-
-  def layers(name: str, group: Any) -> Any:
-    if not isinstance(group, dict):
-      return group
-    count = len(range(*map(int, name.split(':'))))
-    one = lambda i: jax.tree.map(lambda x: x[i] if jnp.ndim(x) else x, group)  # noqa: E731
-    return [one(i) for i in range(count)]
-
-  groups = {name: layers(name, group) for name, group in weights['layers'].items()}
-  return {**weights, 'layers': groups}
 
 
 def _cast(weights: Params, dtype: Any) -> Params:

@@ -154,10 +154,12 @@ def unstack_layers(params: Params) -> Params:
   """The same weights with each group as a list of its layers, for decoding on a CPU.
 
   A step that reads every weight once is bound by memory, and cutting stacked weights
-  would copy all of them.
+  would copy all of them. Groups that are lists already stay as they are.
   """
   layers = {
     name: cut(group, len(range(*map(int, name.split(':')))))
+    if isinstance(group, dict)
+    else group
     for name, group in params['layers'].items()
   }
   return {**params, 'layers': layers}
