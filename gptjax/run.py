@@ -6,21 +6,18 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from gptjax import checkpoint, files, folder, lookup, sharding, tree
-from gptjax import step as steps
+from gptjax import files, lookup, sharding
 from gptjax.generate import engine, sampling, text
-from gptjax.models import lora
+from gptjax.origin import Origin, find_origin, make_model
 from gptjax.tokenizers import store
 from gptjax.words import (
   Evaluator,
   Mistake,
   Model,
-  Optimizer,
   Params,
   Task,
   Text,
   Tokenizer,
-  TrainState,
 )
 
 Say = Callable[[str], None]
@@ -62,27 +59,38 @@ def texts(mixture: Mapping[str, tuple[Task, float]]) -> Iterator[str]:
         raise Mistake(f'task {task.name!r} holds no plain text; choose form="text".')
 
 
+def make_origin(config: Mapping[str, Any], say: Say) -> Origin | None:
+  """What the run starts from: `c.init` or `c.resume`, if one of them is said."""
+  if config['init'] and config['resume']:
+    raise Mistake('c.init takes weights, c.resume all: one of them is allowed.')
+  name = config['init'] or config['resume']
+  return find_origin(name, say=say) if name else None
+
+
+def with_model_of(config: Mapping[str, Any], origin: Origin | None) -> dict[str, Any]:
+  """The config whose c.model is that of the origin, with its own settings on top."""
+  if origin is None:
+    return dict(config)
+  return {**config, 'model': {**origin.model, **config['model']}}
+
+
 def make_tokenizer(
   config: Mapping[str, Any],
   mixture: Mapping[str, tuple[Task, float]],
   path: epath.Path,
+  given: Origin | None,
   say: Say,
 ) -> Tokenizer:
-  """The run's tokenizer: from its folder, from c.init or c.resume, or a new one.
+  """The run's tokenizer: from its folder, from what it starts from, or a new one.
 
   Raises:
     Mistake: the folder's tokenizer is not that of c.init or c.resume.
   """
   place = path / 'tokenizer'
-  given = config['init'] or config['resume']
-  if config['init'] and config['resume']:
-    raise Mistake('c.init takes weights, c.resume all: one of them is allowed.')
-  if given:
-    folder.read_config(given)  # Or it is no run.
   if not place.exists():
     if given:
-      say(f'The tokenizer is that of {given}.')
-      tokenizer = store.load(epath.Path(given) / 'tokenizer')
+      say(f'The tokenizer is that of {given.name}.')
+      tokenizer = given.tokenizer
     else:
       tokenizer = lookup.make(
         'tokenizers',
@@ -94,31 +102,12 @@ def make_tokenizer(
     tokenizer.save(place)
     return tokenizer
   tokenizer = store.load(place)
-  if given:
-    other = store.load(epath.Path(given) / 'tokenizer')
-    if other.digest != tokenizer.digest:
-      raise Mistake(
-        f'the tokenizer of {path} ({tokenizer.digest[:12]}) is not that of {given} '
-        f'({other.digest[:12]}): start afresh (--fresh).'
-      )
+  if given and given.tokenizer.digest != tokenizer.digest:
+    raise Mistake(
+      f'the tokenizer of {path} ({tokenizer.digest[:12]}) is not that of {given.name} '
+      f'({given.tokenizer.digest[:12]}): start afresh (--fresh).'
+    )
   return tokenizer
-
-
-def make_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
-  """The model of `c.model` over the tokenizer's vocabulary."""
-  return lookup.make('models', config['model'], 'c.model', vocab=tokenizer.size)
-
-
-def make_optimizer(config: Mapping[str, Any], model: Model) -> Optimizer:
-  """The optimizer of `c.optim` for `c.steps` steps."""
-  return lookup.make(
-    'optim',
-    config['optim'],
-    'c.optim',
-    steps=config['steps'],
-    axes=model.axes,
-    assemble=lora.overlay,
-  )
 
 
 def eval_tasks(config: Mapping[str, Any], data: str) -> dict[str, Task]:
@@ -237,8 +226,7 @@ def _quoted(part: str) -> str:
 class Run(NamedTuple):
   """A trained model, ready to use."""
 
-  place: epath.Path
-  config: dict[str, Any]
+  name: str  # As it was asked for.
   model: Model
   weights: Params
   tokenizer: Tokenizer
@@ -260,58 +248,8 @@ class Run(NamedTuple):
     return text.generate_text(machine, self.tokenizer, prompts, **settings)
 
 
-def read_weights(
-  path: epath.Path, config: Mapping[str, Any], model: Model, which: str | int, say: Say
-) -> tuple[int, Params]:
-  """(step, the whole tree of weights) of a run, on the mesh in force.
-
-  Raises:
-    Mistake: it has no such step, or none that is whole.
-  """
-  optimizer = make_optimizer(config, model)
-  state = steps.abstract_state(model, optimizer)
-  wanted = {'params': state.params, 'opt_state': state.opt_state}
-  if which not in ('', 'latest', 'best'):
-    if not str(which).isdecimal():
-      raise Mistake(f'--step={which}: allowed are latest, best and a number.')
-    which = int(which)
-  found, parts = checkpoint.restore_weights(
-    path / 'checkpoints', wanted, which or 'best', say
-  )
-  return found, optimizer.weights(parts['opt_state'], parts['params'], {})
-
-
-def init_weights(path: str, abstract: TrainState, say: Say) -> Params:
-  """The weights of the run `c.init`, laid out as this run's params.
-
-  Raises:
-    Mistake: they are not of this run's shapes; the line names leaves of both.
-  """
-  place = epath.Path(path)
-  config = folder.read_config(place)
-  model = make_model(config, store.load(place / 'tokenizer'))
-  number, weights = read_weights(place, config, model, '', say)
-  say(f'Weights of step {number} of {place}.')
-  mine, others = tree.paths(abstract.params), tree.paths(weights)
-  differ = [
-    f'{name} is {_shape(others.get(name))} there and {_shape(mine.get(name))} here'
-    for name in {**others, **mine}
-    if _shape(others.get(name)) != _shape(mine.get(name))
-  ]
-  if differ:
-    more = f' and {len(differ) - 4} more' if len(differ) > 4 else ''
-    raise Mistake(f'c.init={path}: {"; ".join(differ[:4])}{more}.')
-  return jax.tree.map(
-    lambda x, a: jax.device_put(x, a.sharding), weights, abstract.params
-  )
-
-
-def _shape(leaf: Any) -> str:
-  return 'missing' if leaf is None else f'{leaf.dtype}{list(leaf.shape)}'
-
-
 def open_run(path: Any, step: str | int = '', say: Say = files.say) -> Run:
-  """A run folder -> config, model, weights and tokenizer, on the devices at hand.
+  """A trained model -> model, weights and tokenizer, on the devices at hand.
 
   Args:
     path: the run folder.
@@ -321,13 +259,10 @@ def open_run(path: Any, step: str | int = '', say: Say = files.say) -> Run:
   Raises:
     Mistake: no run folder, or no such step.
   """
-  place = epath.Path(path)
-  config = folder.read_config(place)
-  tokenizer = store.load(place / 'tokenizer')
-  model = make_model(config, tokenizer)
+  origin = find_origin(str(path), step, say)
+  model = make_model(origin.model, origin.tokenizer)
   mesh = sharding.make_mesh({'data': 1}, jax.local_devices()[:1])
   with sharding.use(mesh):
-    number, weights = read_weights(place, config, model, step, say)
-  say(f'{place}: step {number}')
-  length = config['mixture']['length']
-  return Run(place, config, model, weights, tokenizer, number, length)
+    number, weights = origin.weights()
+  say(f'{path}: step {number}')
+  return Run(origin.name, model, weights, origin.tokenizer, number, origin.length)

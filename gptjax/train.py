@@ -22,6 +22,7 @@ from gptjax import (
   folder,
   lookup,
   metrics,
+  origin,
   progress,
   run,
   screen,
@@ -84,6 +85,8 @@ def train(
   lines = [f'--config.{key}={value}' for key, value in (overrides or {}).items()]
   with contextlib.ExitStack() as stack:
     preempted = stack.enter_context(_signals(say))
+    given = run.make_origin(c, say)
+    c = run.with_model_of(c, given)
     place = folder.open_folder(workdir, c, fresh=fresh, overrides=lines, say=say)
     stack.callback(place.close)
     if result := _finished(place.path, c):
@@ -91,14 +94,14 @@ def train(
       screen.show_result(place.path, result, say)
       return result
     stack.enter_context(sharding.use(mesh, rules))
-    parts = _assemble(c, place.path, c['data'] or data, say)
+    parts = _assemble(c, place.path, given, c['data'] or data, say)
     saves = checkpoint.open_checkpoints(
       place.path / 'checkpoints',
       keep=c['keep'],
       keep_best=c['keep_best'] if c['keep_best']['metric'] else None,
       say=say,
     )
-    state, offsets = _start(c, parts, saves, place, say)
+    state, offsets = _start(c, parts, saves, place, given, say)
     screen.show_start(c, parts.model, state.params, mesh, say)
     log = metrics.open_log(
       place.path, offsets, step=int(state.step), track=c['track'], config=c, say=say
@@ -111,14 +114,16 @@ def train(
   return result
 
 
-def _assemble(c: dict[str, Any], path: epath.Path, data: str, say: Say) -> Parts:
+def _assemble(
+  c: dict[str, Any], path: epath.Path, given: origin.Origin | None, data: str, say: Say
+) -> Parts:
   """From the config to the parts."""
   _check_counts(c)
   steps.check_batch(c['batch_size'], c['microbatches'])
   mixture, judged = run.make_mixture(c, data), run.eval_tasks(c, data)
-  tokenizer = run.make_tokenizer(c, mixture, path, say)
-  model = run.make_model(c, tokenizer)
-  optimizer = run.make_optimizer(c, model)
+  tokenizer = run.make_tokenizer(c, mixture, path, given, say)
+  model = origin.make_model(c['model'], tokenizer)
+  optimizer = origin.make_optimizer(c, model)
   objective = lookup.make('objectives', c['objective'], 'c.objective')
   shards = path / 'shards'
   settings = {k: v for k, v in c['mixture'].items() if k != 'tasks'}
@@ -161,6 +166,7 @@ def _start(
   parts: Parts,
   saves: checkpoint.Checkpoints,
   place: folder.Folder,
+  given: origin.Origin | None,
   say: Say,
 ) -> tuple[TrainState, dict[str, int]]:
   """The first state: this run's latest, c.resume's, with c.init's weights, or new."""
@@ -181,7 +187,7 @@ def _start(
   if found:
     parts.source.set_state(found.data)
     return found.state, found.offsets
-  params = run.init_weights(c['init'], parts.abstract, say) if c['init'] else None
+  params = origin.init_weights(given, parts.abstract, say) if given else None
   key = jax.random.key(c['seed'])
   return steps.init_state(key, parts.model, parts.optimizer, params=params), {}
 
@@ -198,7 +204,7 @@ def _say_changes(
     say(f'c.{key} changes from {old} to {new}.')
   if 'steps' in changed:
     old, new = changed['steps']
-    before = run.make_optimizer({**c, 'steps': old}, parts.model)
+    before = origin.make_optimizer({**c, 'steps': old}, parts.model)
     first = schedules.first_difference(before.rate, parts.optimizer.rate, new)
     if first is not None:
       say(f'The learning rate differs from step {max(first, step)} on.')

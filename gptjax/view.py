@@ -166,7 +166,8 @@ def first_rows(config: Any, n: int, workdir: str, data: str) -> tuple[Any, Any]:
     if not (place / 'tokenizer').exists():
       place = epath.Path(folder)
     mixture = run.make_mixture(config, data)
-    tokenizer = run.make_tokenizer(config, mixture, place, files.say)
+    given = run.make_origin(config, files.say)
+    tokenizer = run.make_tokenizer(config, mixture, place, given, files.say)
     settings = {k: v for k, v in config['mixture'].items() if k != 'tasks'}
     source = loader.make_source(
       mixture,

@@ -30,6 +30,7 @@ Frozen = dict[str, Tree]  # Named trees that are not trained: base, reference, t
 #   kinds [B, T] int32                token types (sentence pairs)
 #   prefix [B, P, D]                  embeddings put before the tokens
 #   rows [B] int32                    row within the whole update; keys its draws
+#   scores [B, T] float32             numbers to predict (regression), where weights say
 #   advantages, behaviour [B, T]      rollouts: behaviour is log-probabilities, nats
 # Preferences add an axis N after B.
 Batch = dict[str, Array]
@@ -178,6 +179,14 @@ class Conversation(NamedTuple):
   """Turns in order."""
 
   turns: tuple[Turn, ...]
+  control: tuple[tuple[str, str], ...] = ()  # What is asked for: ('style', 'formal').
+
+
+class Label(NamedTuple):
+  """A text and what a head is to say of it."""
+
+  text: str
+  label: float  # Index of its class in the task's `labels`, or a number.
 
 
 class Pair(NamedTuple):
@@ -186,6 +195,17 @@ class Pair(NamedTuple):
   prompt: Conversation
   chosen: str
   rejected: str
+
+
+class Encoded(NamedTuple):
+  """An example as ids: the first is only read, every other one is a target too."""
+
+  ids: np.ndarray  # [n] int32
+  weights: np.ndarray | None = None  # [n] float32 of each as a target; None: 1 each.
+  scores: np.ndarray | None = None  # [n] float32, numbers to predict in their place.
+
+
+Example = Text | Conversation | Label | Pair
 
 
 class Task(Protocol):
@@ -198,14 +218,14 @@ class Task(Protocol):
   def name(self) -> str: ...
 
   @property
-  def kind(self) -> str: ...  # text, conversation, pair, choice, solve, ...
+  def kind(self) -> str: ...  # text, conversation, label, pair, choice, solve, ...
 
   @property
   def digest(self) -> str: ...  # sha256 (hex) of what decides the examples.
 
   def __len__(self) -> int: ...
 
-  def example(self, index: int) -> Text | Conversation | Pair: ...
+  def example(self, index: int) -> Example: ...
 
 
 class Tokenizer(Protocol):
@@ -234,5 +254,34 @@ class Tokenizer(Protocol):
   def decode(self, ids: Sequence[int]) -> str: ...  # Control tokens vanish.
 
   def piece(self, index: int) -> bytes: ...  # The bytes of an id; b'' for controls.
+
+  def save(self, folder: Any) -> None: ...
+
+
+class Template(Protocol):
+  """How a conversation is written in ids, control tokens by code alone."""
+
+  @property
+  def digest(self) -> str: ...  # sha256 (hex) of what decides the ids.
+
+  @property
+  def stops(self) -> tuple[int, ...]: ...  # Ids that end what the assistant says.
+
+  @property
+  def jinja(self) -> str: ...  # The same for other tools: a chat template of Jinja.
+
+  def encode(
+    self, conversation: Conversation, roles: Mapping[str, float]
+  ) -> list[Encoded]:
+    """Of each turn its own ids, in order; joined they are the whole conversation.
+
+    Weights are the turn's times that of its role; what the template adds around a turn
+    weighs 0, but the id that ends an answer weighs as much as the answer.
+    """
+    ...
+
+  def prompt(self, conversation: Conversation) -> np.ndarray:
+    """Ids [n] int32 up to where the assistant begins to speak."""
+    ...
 
   def save(self, folder: Any) -> None: ...

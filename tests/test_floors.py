@@ -17,6 +17,7 @@ FLOORS = [
   ],
   ['models', 'tasks'],
   ['data', 'generate', 'objectives', 'interop', 'safety', 'step'],
+  ['origin'],
   ['run', 'screen', 'rollouts', 'evals', 'interpret', 'planning'],
   ['train', 'serve', 'report', 'view'],
   ['flags', 'main', 'chat', 'convert', 'evaluate', 'plan'],
