@@ -9,8 +9,16 @@ from etils import epath
 from gptjax import checkpoint, folder, lookup, tree
 from gptjax import step as steps
 from gptjax.models import lora
-from gptjax.tokenizers import store
-from gptjax.words import Mistake, Model, Optimizer, Params, Tokenizer, TrainState
+from gptjax.tokenizers import store, template
+from gptjax.words import (
+  Mistake,
+  Model,
+  Optimizer,
+  Params,
+  Template,
+  Tokenizer,
+  TrainState,
+)
 
 Say = Callable[[str], None]
 
@@ -23,6 +31,7 @@ class Origin(NamedTuple):
   tokenizer: Tokenizer
   length: int  # Tokens of context.
   weights: Callable[[], tuple[int, Params]]  # (step, whole tree), on the mesh in force.
+  template: Template | None = None  # How it writes conversations, if it can.
 
 
 def find_origin(
@@ -46,7 +55,14 @@ def find_origin(
     model = make_model(config['model'], tokenizer)
     return read_weights(place, config, model, step, say)
 
-  return Origin(name, config['model'], tokenizer, config['mixture']['length'], weights)
+  return Origin(
+    name,
+    config['model'],
+    tokenizer,
+    config['mixture']['length'],
+    weights,
+    template.load(place / 'tokenizer', tokenizer),
+  )
 
 
 def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:

@@ -7,15 +7,21 @@ import jax
 from etils import epath
 
 from gptjax import files, lookup, sharding
+from gptjax.data import loader
 from gptjax.generate import engine, sampling, text
 from gptjax.origin import Origin, find_origin, make_model
-from gptjax.tokenizers import store
+from gptjax.tokenizers import store, template
 from gptjax.words import (
+  Conversation,
   Evaluator,
+  Example,
+  Label,
   Mistake,
   Model,
+  Pair,
   Params,
   Task,
+  Template,
   Text,
   Tokenizer,
 )
@@ -49,14 +55,24 @@ def make_mixture(config: Mapping[str, Any], data: str) -> dict[str, tuple[Task, 
 
 
 def texts(mixture: Mapping[str, tuple[Task, float]]) -> Iterator[str]:
-  """All documents of a mixture, task by task: what a tokenizer is trained on."""
+  """All texts of a mixture, task by task: what a tokenizer is trained on."""
   for task, _ in mixture.values():
     for i in range(len(task)):
-      example = task.example(i)
-      if isinstance(example, Text):
-        yield example.text
-      else:
-        raise Mistake(f'task {task.name!r} holds no plain text; choose form="text".')
+      yield from _texts(task.example(i))
+
+
+def _texts(example: Example) -> Iterator[str]:
+  """What is said in an example, control lines included."""
+  match example:
+    case Text():
+      yield template.text_of(example.text, example.control)
+    case Label():
+      yield example.text
+    case Conversation():
+      yield from (turn.text for turn in template.with_control(example))
+    case Pair():
+      yield from _texts(example.prompt)
+      yield from (example.chosen, example.rejected)
 
 
 def make_origin(config: Mapping[str, Any], say: Say) -> Origin | None:
@@ -100,6 +116,8 @@ def make_tokenizer(
         say=say,
       )
     tokenizer.save(place)
+    if given and given.template:
+      given.template.save(place)
     return tokenizer
   tokenizer = store.load(place)
   if given and given.tokenizer.digest != tokenizer.digest:
@@ -108,6 +126,36 @@ def make_tokenizer(
       f'({given.tokenizer.digest[:12]}): start afresh (--fresh).'
     )
   return tokenizer
+
+
+def make_source(
+  config: Mapping[str, Any],
+  mixture: Mapping[str, tuple[Task, float]],
+  tokenizer: Tokenizer,
+  path: epath.Path,
+  say: Say,
+  **settings: Any,
+) -> loader.DataSource:
+  """The batches of `c.mixture`; further settings are those of loader.make_source.
+
+  Args:
+    config: the run's.
+    mixture: of `make_mixture`.
+    tokenizer: of `make_tokenizer`, which wrote it into the run's folder.
+    path: the run's folder, for the template and the shards.
+    say: takes lines for the user.
+    **settings: on top of the config's.
+  """
+  given = {k: v for k, v in config['mixture'].items() if k != 'tasks'}
+  given |= {'batch_size': config['batch_size'], 'seed': config['seed']}
+  return loader.make_source(
+    mixture,
+    tokenizer,
+    template=template.load(path / 'tokenizer', tokenizer),
+    shards=path / 'shards',
+    say=say,
+    **{**given, **settings},
+  )
 
 
 def eval_tasks(config: Mapping[str, Any], data: str) -> dict[str, Task]:
@@ -126,15 +174,18 @@ def make_evaluators(
   model: Model,
   tokenizer: Tokenizer,
   tasks: Mapping[str, Task],
-  shards: epath.Path,
+  path: epath.Path,
   say: Say,
 ) -> dict[str, Evaluator]:
   """The evaluators of `c.evals` by name, each over its task of `eval_tasks`.
+
+  `path` is the run's folder, for its template and its shards.
 
   Raises:
     Mistake: their arguments are wrong, or keep_best or early_stop watch no number.
   """
   found = {}
+  form = template.load(path / 'tokenizer', tokenizer)
   for name, settings in config['evals'].items():
     where = f'c.evals.{name}'
     settings = {k: v for k, v in settings.items() if k not in ('task', 'split')}
@@ -144,10 +195,12 @@ def make_evaluators(
       where,
       model=model,
       tokenizer=tokenizer,
+      template=form,
+      roles=config['mixture'].get('roles'),
       task=tasks[name],
       length=config['mixture']['length'],
       batch_size=config['batch_size'],
-      shards=shards,
+      shards=path / 'shards',
       say=say,
     )
   for key in ('keep_best', 'early_stop'):
@@ -232,6 +285,7 @@ class Run(NamedTuple):
   tokenizer: Tokenizer
   step: int
   length: int  # Tokens of context.
+  template: Template | None = None  # How it writes conversations, if it can.
 
   def generate(self, prompt: str, **settings: Any) -> str:
     """Continues a text; settings are those of generate.text (max_tokens, seed, ...)."""
@@ -265,4 +319,12 @@ def open_run(path: Any, step: str | int = '', say: Say = files.say) -> Run:
   with sharding.use(mesh):
     number, weights = origin.weights()
   say(f'{path}: step {number}')
-  return Run(origin.name, model, weights, origin.tokenizer, number, origin.length)
+  return Run(
+    origin.name,
+    model,
+    weights,
+    origin.tokenizer,
+    number,
+    origin.length,
+    origin.template,
+  )

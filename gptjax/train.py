@@ -29,7 +29,6 @@ from gptjax import (
   sharding,
 )
 from gptjax import step as steps
-from gptjax.data import loader
 from gptjax.optim import schedules
 from gptjax.words import (
   Evaluator,
@@ -125,18 +124,8 @@ def _assemble(
   model = origin.make_model(c['model'], tokenizer)
   optimizer = origin.make_optimizer(c, model)
   objective = lookup.make('objectives', c['objective'], 'c.objective')
-  shards = path / 'shards'
-  settings = {k: v for k, v in c['mixture'].items() if k != 'tasks'}
-  source = loader.make_source(
-    mixture,
-    tokenizer,
-    batch_size=c['batch_size'],
-    seed=c['seed'],
-    shards=shards,
-    say=say,
-    **settings,
-  )
-  evals = run.make_evaluators(c, model, tokenizer, judged, shards, say)
+  source = run.make_source(c, mixture, tokenizer, path, say)
+  evals = run.make_evaluators(c, model, tokenizer, judged, path, say)
   sample = run.make_sampler(c, model, tokenizer)
   train_step = steps.make_train_step(
     model, objective, optimizer, microbatches=c['microbatches']

@@ -159,7 +159,6 @@ def first_rows(config: Any, n: int, workdir: str, data: str) -> tuple[Any, Any]:
   from etils import epath
 
   from gptjax import files, run
-  from gptjax.data import loader
 
   place = epath.Path(workdir)
   with tempfile.TemporaryDirectory(prefix='view') as folder:
@@ -168,17 +167,8 @@ def first_rows(config: Any, n: int, workdir: str, data: str) -> tuple[Any, Any]:
     mixture = run.make_mixture(config, data)
     given = run.make_origin(config, files.say)
     tokenizer = run.make_tokenizer(config, mixture, place, given, files.say)
-    settings = {k: v for k, v in config['mixture'].items() if k != 'tasks'}
-    source = loader.make_source(
-      mixture,
-      tokenizer,
-      batch_size=n,
-      seed=config['seed'],
-      shards=place / 'shards',
-      hosts=1,
-      host=0,
-      say=files.say,
-      **settings,
+    source = run.make_source(
+      config, mixture, tokenizer, place, files.say, batch_size=n, hosts=1, host=0
     )
     batch = source.next()
     source.close()

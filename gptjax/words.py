@@ -165,6 +165,7 @@ class Text(NamedTuple):
   """A document."""
 
   text: str
+  control: tuple[tuple[str, str], ...] = ()  # What is asked for: ('style', 'formal').
 
 
 class Turn(NamedTuple):
@@ -179,14 +180,14 @@ class Conversation(NamedTuple):
   """Turns in order."""
 
   turns: tuple[Turn, ...]
-  control: tuple[tuple[str, str], ...] = ()  # What is asked for: ('style', 'formal').
+  control: tuple[tuple[str, str], ...] = ()  # As of Text.
 
 
 class Label(NamedTuple):
   """A text and what a head is to say of it."""
 
   text: str
-  label: float  # Index of its class in the task's `labels`, or a number.
+  label: int | float  # int: index of its class in the task's `labels`; float: a number.
 
 
 class Pair(NamedTuple):
@@ -211,7 +212,8 @@ Example = Text | Conversation | Label | Pair
 class Task(Protocol):
   """Named, indexable examples; the same task serves training, rewards and evaluation.
 
-  Optionally `grade(example, answer: str) -> float` in [0, 1].
+  Optionally `grade(example, answer: str) -> float` in [0, 1]; `references(i)`, the
+  right answers to a conversation, its last turn among them; `labels`, names of classes.
   """
 
   @property

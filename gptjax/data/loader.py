@@ -22,9 +22,10 @@ from gptjax.data import mixture as mixture_lib
 from gptjax.data import pack
 from gptjax.data import rows as rows_lib
 from gptjax.data import shards as shards_lib
+from gptjax.data.fit import Recipe, make_roles
 from gptjax.data.rows import ORIGIN, Place, Rows
 from gptjax.data.tokens import Tokens, check_enough
-from gptjax.words import Batch, Mistake, Task, Tokenizer, Tree
+from gptjax.words import Batch, Mistake, Task, Template, Tokenizer, Tree
 
 
 def make_source(
@@ -34,6 +35,8 @@ def make_source(
   length: int,
   batch_size: int,
   packing: str = 'best_fit',
+  template: Template | None = None,
+  roles: Mapping[str, float] | None = None,
   seed: int = 0,
   window: int = 2048,
   shards: Any = None,
@@ -52,6 +55,8 @@ def make_source(
     length: T, tokens of a row.
     batch_size: B, rows of a global batch.
     packing: 'best_fit' or 'concat', see pack.py.
+    template: how conversations are written.
+    roles: weights of their turns, see fit.py.
     seed: of the order of documents.
     window: documents (or parts of long ones) whose packing is planned together.
     shards: folder of the tokenized corpora, see shards.tokenize.
@@ -71,9 +76,12 @@ def make_source(
     raise Mistake('c.mixture.tasks is empty: name at least one task.')
   for name, (_, weight) in tasks.items():
     mixture_lib.check_weight(name, weight)
+  recipe = Recipe(template, make_roles(roles), length)
   tokens = {
     name: (
-      shards_lib.tokenize(task, tokenizer, shards, workers=workers, say=say),
+      shards_lib.tokenize(
+        task, tokenizer, shards, recipe=recipe, workers=workers, say=say
+      ),
       weight,
     )
     for name, (task, weight) in tasks.items()
@@ -273,8 +281,8 @@ class Split(NamedTuple):
   """A split to evaluate on: batches (again at each iteration), and what they hold."""
 
   batches: Iterable[Batch]
-  bytes: int  # UTF-8 bytes of the texts.
-  tokens: int  # Targets of weight 1 over all hosts: tokens and ends of documents.
+  bytes: float  # UTF-8 bytes of the texts, times their weights.
+  tokens: int  # Targets over all hosts: tokens and ends of documents.
 
 
 class _Batches:
@@ -296,6 +304,8 @@ def eval_batches(
   length: int,
   batch_size: int,
   *,
+  template: Template | None = None,
+  roles: Mapping[str, float] | None = None,
   shards: Any = None,
   hosts: int | None = None,
   host: int | None = None,
@@ -304,14 +314,22 @@ def eval_batches(
 ) -> Split:
   """All documents of a task, every token once, as batches [B, T] laid out by the mesh.
 
-  Documents longer than a row are cut in consecutive pieces: piece j has inputs
-  ids[jT:(j+1)T]. Short ones share rows. The last batch is padded with empty rows
-  (weights 0), so that every host makes the same number of batches of the same shape.
+  Texts longer than a row are cut in consecutive pieces: piece j has inputs
+  ids[jT:(j+1)T]; conversations and labels as fit.py says. Short ones share rows. The
+  last batch is padded with empty rows (weights 0), so that every host makes the same
+  number of batches of the same shape.
 
   Raises:
     Mistake: no documents, or less than one row.
   """
-  tokens = shards_lib.tokenize(task, tokenizer, shards, workers=workers, say=say)
+  tokens = shards_lib.tokenize(
+    task,
+    tokenizer,
+    shards,
+    recipe=Recipe(template, make_roles(roles), length),
+    workers=workers,
+    say=say,
+  )
   check_enough(tokens, length)
   plan = pack.best_fit(tokens.lengths - 1, length)
   mine = _host_rows(batch_size, hosts, host)
@@ -330,12 +348,8 @@ def _eval_batch(
   pieces = slice(first[0], first[-1])
   document = plan.document[pieces]
   begin = tokens.offsets[document]
-  ids = rows_lib.slices(
-    tokens.part,
-    tokens.parts[document],
-    begin + plan.start[pieces],
-    begin + plan.stop[pieces],
-  )
-  batch = pack.fill(ids, np.diff(first), length)
+  start, stop = begin + plan.start[pieces], begin + plan.stop[pieces]
+  where = np.stack([tokens.parts[document], start, stop])
+  batch = rows_lib.made(tokens.part, tokens.extras, [where], np.diff(first), length)
   rows = np.arange(mine.start, mine.stop, dtype=np.int32)
   return sharding.put({**batch, 'rows': rows})

@@ -11,7 +11,7 @@ is a segment of its own, whose positions count from 0.
 Letters: N documents, P pieces, R rows of a plan, B rows of a batch, T pairs of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -119,13 +119,20 @@ def _fit(sizes: list[int], length: int) -> np.ndarray:
   return rows
 
 
-def fill(ids: Sequence[np.ndarray], counts: np.ndarray, length: int) -> Batch:
+def fill(
+  ids: Sequence[np.ndarray],
+  counts: np.ndarray,
+  length: int,
+  extras: Mapping[str, Sequence[np.ndarray]] | None = None,
+) -> Batch:
   """A batch of B rows [B, T] from the ids of its pieces, left to right, row by row.
 
   Args:
     ids: for each piece its inputs and the target of the last one, [size + 1].
     counts: pieces of each row [B].
     length: T. Padding has token 0, segment 0, weight 0.
+    extras: by name, for each piece float32 [size] of its targets: weights (1 each where
+      not said), scores. Padding has 0.
   """
   sizes = np.fromiter(map(len, ids), np.int64, len(ids)) - 1  # [P]
   used = np.diff(np.concatenate([[0], np.cumsum(sizes)])[_bounds(counts)])  # [B]
@@ -146,13 +153,17 @@ def fill(ids: Sequence[np.ndarray], counts: np.ndarray, length: int) -> Batch:
   shape = (len(counts), length)
   segments = np.repeat(segments.astype(np.int32), runs).reshape(shape)
   begins = np.repeat((np.cumsum(runs) - runs).astype(np.int32), runs)
-  return {
+  batch = {
     'tokens': _join(inputs, shape),
     'targets': _join(targets, shape),
     'weights': (segments > 0).astype(np.float32),
     'positions': (np.arange(begins.size, dtype=np.int32) - begins).reshape(shape),
     'segments': segments,
   }
+  for name, values in (extras or {}).items():
+    batch[name] = np.zeros(shape, np.float32)
+    batch[name][segments > 0] = np.concatenate(values)
+  return batch
 
 
 def _bounds(counts: np.ndarray) -> np.ndarray:

@@ -14,23 +14,27 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 from etils import epath
 
 from gptjax.data import tokens as tokens_lib
-from gptjax.words import Failure, Task, Tokenizer
+from gptjax.data.fit import Recipe
+from gptjax.data.tokens import Coded, Document
+from gptjax.words import Failure, Task, Template, Tokenizer
 
 _BATCH = 1 << 20  # Characters handed to a worker at a time.
 
 Span = tuple[int, int, int]  # Number of a shard, its first document, the one after.
-Run = tuple[np.ndarray, np.ndarray, int]  # What tokens.encode gives.
 
 
 def tokenized(
-  task: Task, tokenizer: Tokenizer, spans: Sequence[Span], workers: int
-) -> Iterator[tuple[Span, list[Run]]]:
+  task: Task,
+  tokenizer: Tokenizer,
+  recipe: Recipe,
+  spans: Sequence[Span],
+  workers: int,
+) -> Iterator[tuple[Span, list[Coded]]]:
   """Shards in order, with the ids of all their documents; workers=0: by this process.
 
   Raises:
@@ -40,20 +44,24 @@ def tokenized(
     if workers:
       folder = stack.enter_context(tempfile.TemporaryDirectory(prefix='tokenizer'))
       tokenizer.save(epath.Path(folder))
+      if recipe.template is not None:
+        recipe.template.save(epath.Path(folder))
       pool = stack.enter_context(
         concurrent.futures.ProcessPoolExecutor(
           workers, multiprocessing.get_context('spawn'), _start_worker
         )
       )
-      runs = _ahead(pool, folder, _batches(task, spans), workers)
+      plain = recipe._replace(template=None)  # The workers load it from the folder.
+      encode = functools.partial(_encode, folder, plain, task.kind)
+      coded = _ahead(pool, encode, _batches(task, spans), workers)
     else:
-      runs = (
-        (span, last, tokens_lib.encode(texts, tokenizer))
-        for span, last, texts in _batches(task, spans)
+      coded = (
+        (span, last, tokens_lib.encode(documents, tokenizer, recipe, task.kind))
+        for span, last, documents in _batches(task, spans)
       )
-    gathered: list[Run] = []
-    for span, last, run in runs:
-      gathered.append(run)
+    gathered: list[Coded] = []
+    for span, last, some in coded:
+      gathered.append(some)
       if last:
         yield span, gathered
         gathered = []
@@ -61,31 +69,31 @@ def tokenized(
 
 def _batches(
   task: Task, spans: Sequence[Span]
-) -> Iterator[tuple[Span, bool, list[str]]]:
-  """Texts of about _BATCH characters, and whether they are the shard's last."""
+) -> Iterator[tuple[Span, bool, list[Document]]]:
+  """Documents of about _BATCH bytes, and whether they are the shard's last."""
   for span in spans:
-    texts: list[str] = []
+    documents: list[Document] = []
     size = 0
     for index in range(span[1], span[2]):
-      texts.append(tokens_lib.document(task, index))
-      size += len(texts[-1])
+      documents.append(tokens_lib.document(task, index))
+      size += tokens_lib.size_of(documents[-1])
       last = index + 1 == span[2]
       if size >= _BATCH or last:
-        yield span, last, texts
-        texts, size = [], 0
+        yield span, last, documents
+        documents, size = [], 0
 
 
 def _ahead(
   pool: concurrent.futures.Executor,
-  folder: str,
-  batches: Iterable[tuple[Span, bool, list[str]]],
+  encode: Callable[[list[Document]], Coded],
+  batches: Iterable[tuple[Span, bool, list[Document]]],
   workers: int,
-) -> Iterator[tuple[Span, bool, Run]]:
+) -> Iterator[tuple[Span, bool, Coded]]:
   """Batches tokenized by the pool, in order, a few a worker under way."""
   waiting: collections.deque = collections.deque()
   try:
-    for span, last, texts in batches:
-      waiting.append((span, last, pool.submit(_encode, folder, texts)))
+    for span, last, documents in batches:
+      waiting.append((span, last, pool.submit(encode, documents)))
       if len(waiting) > 3 * workers:
         span, last, future = waiting.popleft()
         yield span, last, future.result()
@@ -112,12 +120,14 @@ def _start_worker() -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def _encode(folder: str, texts: list[str]) -> Run:
-  return tokens_lib.encode(texts, _load(folder))
+def _encode(folder: str, recipe: Recipe, kind: str, documents: list[Document]) -> Coded:
+  tokenizer, own = _load(folder)
+  return tokens_lib.encode(documents, tokenizer, recipe._replace(template=own), kind)
 
 
 @functools.cache
-def _load(folder: str) -> Tokenizer:
-  from gptjax.tokenizers import store
+def _load(folder: str) -> tuple[Tokenizer, Template | None]:
+  from gptjax.tokenizers import store, template
 
-  return store.load(epath.Path(folder))
+  tokenizer = store.load(epath.Path(folder))
+  return tokenizer, template.load(epath.Path(folder), tokenizer)

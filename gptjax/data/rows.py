@@ -14,7 +14,7 @@ known: the state of a Source carries that of its own, so a resume plans none.
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,6 +61,7 @@ class Rows(NamedTuple):
   units: int  # Of a window.
   window: Callable[[int], Window]
   part: Callable[[int], np.ndarray]
+  extras: Mapping[str, Callable[[int], np.ndarray | None]]  # None: of a part of text.
 
 
 class _Cuts(NamedTuple):
@@ -92,6 +93,11 @@ def make_rows(
   for name, (tokens, weight) in tasks.items():
     mixture_lib.check_weight(name, weight)
     check_enough(tokens, length)
+    if tokens.extras and packing != 'best_fit':
+      raise Mistake(
+        f'c.mixture.packing={packing} would cut within the answers of '
+        f'c.mixture.tasks.{name}: take best_fit.'
+      )
   cuts = [
     _cuts(tokens, size, mixture_lib.make_key(seed, 'shift', name))
     for name, (tokens, _) in tasks.items()
@@ -105,9 +111,17 @@ def make_rows(
   )
   bases = np.cumsum([0] + [_parts(c.tokens) for c in cuts])
 
-  def part(number: int) -> np.ndarray:
+  def owner(number: int) -> tuple[Tokens, int]:
     task = int(np.searchsorted(bases, number, side='right')) - 1
-    return cuts[task].tokens.part(number - int(bases[task]))
+    return cuts[task].tokens, number - int(bases[task])
+
+  def part(number: int) -> np.ndarray:
+    tokens, own = owner(number)
+    return tokens.part(own)
+
+  def extra(name: str, number: int) -> np.ndarray | None:
+    tokens, own = owner(number)
+    return tokens.extras[name](own) if name in tokens.extras else None
 
   @functools.lru_cache(4)
   def window(number: int) -> Window:
@@ -126,7 +140,9 @@ def make_rows(
     'tasks': [[name, float(w), tokens.digest] for name, (tokens, w) in tasks.items()],
   }
   digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-  return Rows(length, digest, mixture, units, window, part)
+  names = dict.fromkeys(n for tokens, _ in tasks.values() for n in tokens.extras)
+  extras = {name: functools.partial(extra, name) for name in names}
+  return Rows(length, digest, mixture, units, window, part, extras)
 
 
 def _cuts(tokens: Tokens, size: int, key: int) -> _Cuts:
@@ -222,8 +238,37 @@ def read(rows: Rows, start: int, stop: int, place: Place = ORIGIN) -> Batch:
     counts.append(np.diff(window.first[row : end + 1]))
     pieces.append(np.stack([window.part[a:b], window.start[a:b], window.stop[a:b]]))
     start = place.row + end
-  ids = slices(rows.part, *np.concatenate(pieces, axis=1))
-  return pack.fill(ids, np.concatenate(counts), rows.length)
+  return made(rows.part, rows.extras, pieces, np.concatenate(counts), rows.length)
+
+
+def made(
+  part: Callable[[int], np.ndarray],
+  extras: Mapping[str, Callable[[int], np.ndarray | None]],
+  pieces: Sequence[np.ndarray],
+  counts: np.ndarray,
+  length: int,
+) -> Batch:
+  """The batch of pieces, given as [3, P] of their part, start and stop."""
+  where = np.concatenate(pieces, axis=1)
+  found = {name: _extra_slices(name, load, *where) for name, load in extras.items()}
+  return pack.fill(slices(part, *where), counts, length, found)
+
+
+def _extra_slices(
+  name: str,
+  load: Callable[[int], np.ndarray | None],
+  parts: np.ndarray,
+  start: np.ndarray,
+  stop: np.ndarray,
+) -> list[np.ndarray]:
+  """Of the targets of each piece; text weighs 1 and has scores 0."""
+  flat = {int(number): load(int(number)) for number in np.unique(parts)}
+  default, found = 1.0 if name == 'weights' else 0.0, []
+  for n, a, b in zip(parts.tolist(), start.tolist(), stop.tolist(), strict=True):
+    own = flat[n]
+    none = own is None
+    found.append(np.full(b - a, default, np.float32) if none else own[a + 1 : b + 1])
+  return found
 
 
 def slices(

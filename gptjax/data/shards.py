@@ -2,13 +2,15 @@
 
 A folder holds, for each shard, `00003.tokens` (ids of its documents, one after
 another, uint16 or uint32, little-endian), `00003.lengths` (uint32 ids of each
-document) and, written last, `00003.json` (which documents, sizes and sha256 sums);
-`index.json` counts them all. What has no .json does not count, so a killed writer
-loses at most its unfinished shards. Sizes and lengths are checked when the folder is
-opened, the ids of a shard before their first use.
+document), of conversations and labels `00003.weights` (float32, as many as ids), of
+labels `00003.scores` too, and, written last, `00003.json` (which documents, sizes and
+sha256 sums); `index.json` counts them all. What has no .json does not count, so a
+killed writer loses at most its unfinished shards. Sizes and lengths are checked when
+the folder is opened, the ids of a shard before their first use.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,8 +24,9 @@ from etils import epath
 
 from gptjax import files
 from gptjax.data import tokens as tokens_lib
-from gptjax.data.parallel import Run, Span, tokenized
-from gptjax.data.tokens import Tokens
+from gptjax.data.fit import PLAIN, Recipe
+from gptjax.data.parallel import Span, tokenized
+from gptjax.data.tokens import Coded, Tokens
 from gptjax.words import Failure, Mistake, Task, Tokenizer
 
 FORMAT = 1  # Of the files; another number is written anew.
@@ -38,6 +41,7 @@ def tokenize(
   tokenizer: Tokenizer,
   folder: Any = None,
   *,
+  recipe: Recipe = PLAIN,
   workers: int | None = None,
   say: Say | None = None,
   small: int = SMALL,
@@ -46,17 +50,18 @@ def tokenize(
   """A task's documents as ids: from memory if small, else from shards, made if need be.
 
   Args:
-    task: texts.
+    task: texts, conversations or labels.
     tokenizer: needs `save`, and `tokenizers.store.load` to read it, for workers.
     folder: where shards lie, each corpus in a folder of its own below it. None: small
       corpora stay in memory, others go to the user's cache folder.
+    recipe: what else decides the ids of conversations and labels.
     workers: processes that tokenize; 0: this one. None: one a CPU, 0 for small ones.
     say: takes lines for the user.
     small: bytes of text up to which a corpus is small.
     shard: bytes of text in a shard, about.
 
   Raises:
-    Mistake: no documents, or an example that is no text.
+    Mistake: no documents, or an example of another kind.
     Failure: a damaged shard.
   """
   if not len(task):
@@ -64,16 +69,33 @@ def tokenize(
   mean = _mean_size(task)
   large = mean * len(task) > small
   if folder is None and not large:
-    return tokens_lib.in_memory(task, tokenizer)
-  digest = tokens_lib.data_digest(task, tokenizer)
+    return _told(tokens_lib.in_memory(task, tokenizer, recipe), task, say)
+  digest = tokens_lib.data_digest(task, tokenizer, recipe)
   root = cache_folder() / 'tokens' if folder is None else epath.Path(folder)
   path = root / f'{_plain(task.name)}-{digest[:16]}'
   if not _complete(path, digest):
     workers = (os.cpu_count() or 1) if workers is None and large else workers or 0
     write(
-      task, tokenizer, path, count=max(1, int(shard / mean)), workers=workers, say=say
+      task,
+      tokenizer,
+      path,
+      count=max(1, int(shard / mean)),
+      recipe=recipe,
+      workers=workers,
+      say=say,
     )
-  return open_shards(path, digest)
+  return _told(open_shards(path, digest), task, say)
+
+
+def _told(tokens: Tokens, task: Task, say: Say | None) -> Tokens:
+  """The tokens, after a line on how much of a task's examples does not fit a row."""
+  if say and tokens.extras:
+    total = len(tokens.lengths) + tokens.left
+    line = f'{task.name}: {total:,} examples'
+    for count, what in ((tokens.cut, 'cut to fit'), (tokens.left, 'left out')):
+      line += f', {count:,} ({count / total:.1%}) {what}'
+    say(f'{line}.')
+  return tokens
 
 
 def cache_folder() -> epath.Path:
@@ -89,7 +111,7 @@ def _plain(name: str) -> str:
 def _mean_size(task: Task) -> float:
   """Bytes of a document, from up to 256 spread evenly."""
   at = np.unique(np.linspace(0, len(task) - 1, min(256, len(task))).astype(int))
-  sizes = [len(tokens_lib.document(task, int(i)).encode()) for i in at]
+  sizes = [tokens_lib.size_of(tokens_lib.document(task, int(i))) for i in at]
   return max(1.0, float(np.mean(sizes)))
 
 
@@ -99,6 +121,7 @@ def write(
   folder: Any,
   *,
   count: int,
+  recipe: Recipe = PLAIN,
   workers: int = 0,
   say: Say | None = None,
 ) -> None:
@@ -110,7 +133,7 @@ def write(
     Failure: the folder cannot be written, or a worker died.
   """
   folder = epath.Path(folder)
-  digest = tokens_lib.data_digest(task, tokenizer)
+  digest = tokens_lib.data_digest(task, tokenizer, recipe)
   spans = [
     (n, at, min(at + count, len(task)))
     for n, at in enumerate(range(0, len(task), count))
@@ -124,8 +147,8 @@ def write(
         f'tokenizing {task.name}: {len(missing)} of {len(spans)} shards to write '
         f'in {folder}'
       )
-    for span, runs in tokenized(task, tokenizer, missing, workers):
-      _write_shard(folder, digest, span, runs)
+    for span, coded in tokenized(task, tokenizer, recipe, missing, workers):
+      _write_shard(folder, digest, span, coded)
       if say:
         say(f'tokenized {task.name}: shard {span[0] + 1} of {len(spans)}')
     shards = [_read_sealed(folder / f'{n:05d}.json') for n, _, _ in spans]
@@ -141,16 +164,26 @@ def write(
       'bytes': sum(s['bytes'] for s in shards),
       'shards': shards,
     }
+    if tokens_lib.EXTRAS[task.kind]:
+      index |= {key: sum(s[key] for s in shards) for key in ('cut', 'left')}
     _write(folder / 'index.json', _sealed(index))
 
 
-def _write_shard(folder: epath.Path, digest: str, span: Span, runs: list[Run]) -> None:
+def _write_shard(
+  folder: epath.Path, digest: str, span: Span, coded: list[Coded]
+) -> None:
   number, first, stop = span
-  ids = np.concatenate([run[0] for run in runs])
-  lengths = np.concatenate([run[1] for run in runs])
-  assert len(lengths) == stop - first
+  lengths = np.concatenate([some.lengths for some in coded])
+  left = sum(some.left for some in coded)
+  assert len(lengths) + left == stop - first
+  arrays = {
+    'tokens': np.concatenate([some.ids for some in coded]),
+    'lengths': lengths.astype(np.uint32),
+  }
+  for name in coded[0].extras:
+    arrays[name] = np.concatenate([some.extras[name] for some in coded])
   sums = {}
-  for kind, array in (('tokens', ids), ('lengths', lengths.astype(np.uint32))):
+  for kind, array in arrays.items():
     data = array.astype(array.dtype.newbyteorder('<')).tobytes()
     _write(folder / f'{number:05d}.{kind}', data)
     sums[kind] = {'size': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
@@ -160,9 +193,11 @@ def _write_shard(folder: epath.Path, digest: str, span: Span, runs: list[Run]) -
     'first': first,
     'documents': len(lengths),
     'tokens': int(lengths.sum()) - len(lengths),
-    'bytes': sum(run[2] for run in runs),
+    'bytes': sum(some.bytes for some in coded),
     'files': sums,
   }
+  if coded[0].extras:
+    shard |= {'cut': sum(some.cut for some in coded), 'left': left}
   _write(folder / f'{number:05d}.json', _sealed(shard))
 
 
@@ -174,7 +209,7 @@ def _finished(
   wanted = {'format': FORMAT, 'digest': digest, 'first': first}
   if any(shard.get(k) != v for k, v in wanted.items()):
     return False
-  if shard['documents'] != stop - first:
+  if shard['documents'] + shard.get('left', 0) != stop - first:
     return False
   for kind, file in shard['files'].items():
     path = folder / f'{number:05d}.{kind}'
@@ -229,12 +264,18 @@ def open_shards(folder: Any, digest: str | None = None) -> Tokens:
   lengths = [
     load(n, 'lengths', np.dtype('<u4')).astype(np.int64) for n in range(len(shards))
   ]
+  extras = [name for name in shards[0]['files'] if name not in ('tokens', 'lengths')]
   return tokens_lib.make_tokens(
     index['task'],
     index['digest'],
     lengths,
     lambda number: load(number, 'tokens', kind),
     index['bytes'],
+    {
+      name: functools.partial(load, name=name, dtype=np.dtype('<f4')) for name in extras
+    },
+    index.get('cut', 0),
+    index.get('left', 0),
   )
 
 
@@ -251,6 +292,8 @@ def _checked(path: epath.Path, sha256: str, dtype: np.dtype) -> np.ndarray:
       files.copy(path, source)
     if files.sha256(source) != sha256:
       raise _damaged(path, 'its sha256 is not that of what was written')
+    if not source.stat().length:
+      return np.zeros(0, dtype)  # A shard whose examples were all left out.
     return np.memmap(os.fspath(source), dtype, 'r').view(np.ndarray)
 
 

@@ -2,6 +2,8 @@
 
 Every token counts once, ends of documents included, the first of a document predicted
 from the start token; documents longer than the context are read in consecutive pieces.
+In conversations tokens count as much as they weigh, the assistant's alone if nothing
+else is said, and so do the bytes of the texts.
 Bits per byte is the sum of nats / ln 2 over the UTF-8 bytes of the texts, so models
 with different tokenizers can be compared (Gao et al. 2020, The Pile, section 3.1).
 """
@@ -10,7 +12,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,9 +27,11 @@ from gptjax.words import (
   Model,
   Params,
   Task,
+  Template,
   Tokenizer,
 )
 
+KINDS = ('text', 'conversation')
 NAMES = ('nats_per_token', 'bits_per_byte', 'accuracy')
 
 
@@ -40,6 +44,8 @@ def perplexity(
   batch_size: int,
   every: int = 200,
   limit: int | None = None,
+  template: Template | None = None,
+  roles: Mapping[str, float] | None = None,
   shards: Any = None,
   say: Callable[[str], None] | None = None,
 ) -> Evaluator:
@@ -56,12 +62,19 @@ def perplexity(
     batch_size: rows of a batch.
     every: steps between two evaluations.
     limit: documents that are read, from the first; None: all.
+    template: how conversations are written.
+    roles: weights of their turns.
     shards: folder of the tokenized corpora, see data/shards.py.
     say: takes lines for the user.
 
   Raises:
-    Mistake: less than a row of tokens, or a limit below 1.
+    Mistake: less than a row of tokens, a limit below 1, or a task of other kinds.
   """
+  if task.kind not in KINDS:
+    raise Mistake(
+      f'perplexity reads tasks of kind {" and ".join(KINDS)}; {task.name} is of kind '
+      f'{task.kind}.'
+    )
   if limit is not None and limit < 1:
     raise Mistake(f'limit={limit}: allowed is at least 1 document.')
   split = eval_batches(
@@ -69,6 +82,8 @@ def perplexity(
     tokenizer,
     length,
     batch_size,
+    template=template,
+    roles=roles,
     shards=None if limit else shards,
     say=say,
   )

@@ -2,22 +2,38 @@
 
 import difflib
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from etils import epath
 
+from gptjax.sources import names
 from gptjax.words import Mistake
 
 
 class Known(NamedTuple):
-  """A set that configs name by itself."""
+  """A set that configs name by itself; its files lie below the folder of data sets."""
 
-  file: str  # Below the folder of data sets.
+  file: str
   origin: str
   licence: str
+  val: str = ''  # Files of their own for these splits; '': cut from `file`.
+  test: str = ''
 
 
 SETS = {
+  'hatespeech': Known(
+    'hatespeech/labeled_data.csv',
+    'github.com/t-davidson/hate-speech-and-offensive-language, data/labeled_data.csv',
+    'MIT',
+  ),
+  'multi30k': Known(
+    'multi30k/train.{}.gz',
+    'github.com/multi30k/dataset, data/task1/raw',
+    'none stated; its images are for non-commercial research and education only',
+    val='multi30k/val.{}.gz',
+    test='multi30k/test_2016_flickr.{}.gz',
+  ),
   'tinyshakespeare': Known(
     'tinyshakespeare/input.txt',
     'github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt',
@@ -37,20 +53,70 @@ def find_data(name: str, data: str | None = None) -> str:
   Raises:
     Mistake: it is not there: name, folder searched, origin and licence if known.
   """
-  known, folder = SETS.get(name), data_folder(data)
+  known, folder = _known(name), data_folder(data)
   origin = f' It comes from {known.origin} ({known.licence}).' if known else ''
   if folder is None:
     raise Mistake(
       f'data set {name!r}: no folder of data sets is given, say --data=DIR, c.data or '
       f'GPTJAX_DATA.{origin}'
     )
-  path = epath.Path(folder) / (known.file if known else name)
+  path = epath.Path(folder) / (SETS[name].file if name in SETS else name)
   if not path.exists():
     near = '' if known else _near(name, folder)
     raise Mistake(
       f'data set {name!r}: no {path} (folder searched: {folder}).{near}{origin}'
     )
   return str(path)
+
+
+def locate(path: str, data: str | None) -> list[str]:
+  """The files that a path names: in the working folder, else that of data sets.
+
+  Raises:
+    Mistake: none there; which folders were searched.
+  """
+  folder = data_folder(data)
+  if _known(path) and (folder or not os.path.exists(path)):
+    return names.find(find_data(path, data))
+  try:
+    return names.find(path)
+  except Mistake as mistake:
+    if not folder or not path or not path.strip() or os.path.isabs(path):
+      raise
+    try:
+      return names.find(
+        ','.join(os.path.join(folder, p.strip()) for p in path.split(','))
+      )
+    except Mistake as second:
+      raise Mistake(f'{mistake} Also {second}') from None
+
+
+def _known(name: str | None) -> Known | None:
+  """The set of this name, or the one that a file of this name belongs to."""
+  return SETS.get((name or '').split('/')[0])
+
+
+def of_split(
+  path: str,
+  split: str,
+  shares: Mapping[str, float],
+  val_path: str | None,
+  test_path: str | None,
+) -> tuple[str, str, dict[str, float]]:
+  """The path that holds a split, the part of it that is meant, and what is cut from it.
+
+  val_path, test_path: files of their own, those of the set in SETS if it has some;
+    then nothing of `path` is cut off for the split.
+  """
+  known = SETS.get(path)
+  if known:
+    path = known.file
+    val_path, test_path = val_path or known.val, test_path or known.test
+  own = {'val': val_path, 'test': test_path}
+  shares = {name: 0.0 if own[name] else share for name, share in shares.items()}
+  if own.get(split):
+    return str(own[split]), 'all', shares
+  return path, split, shares
 
 
 def _near(name: str, folder: str) -> str:

@@ -9,13 +9,13 @@ import dataclasses
 import hashlib
 from array import array
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gptjax.lookup import nearest
 from gptjax.sources.records import Records, pass_over
-from gptjax.words import Conversation, Mistake, Text
+from gptjax.words import Conversation, Example, Mistake
 
 NAMES = ('train', 'val', 'test', 'all')
 DEFAULT = {'val': 0.05, 'test': 0.05}  # Fractions; train has the rest.
@@ -28,22 +28,35 @@ class Documents:
 
   digest: sha256 (hex) of the split's documents in order, wherever they lie.
   skipped: bad records and files passed over, of all splits together.
+  labels: names of the classes, where documents are labelled.
+  grade: how right an answer to an example is, from 0 to 1, where that can be said.
+  answers: the right answers to a record, where there may be several.
   """
 
   name: str
   kind: str
   indices: np.ndarray  # [N] int64, records of the source.
-  read: Callable[[int], Text | Conversation]
+  read: Callable[[int], Example]
   place: Callable[[int], str]
   digest: str
   skipped: int = 0
+  labels: tuple[str, ...] = ()
+  grade: Callable[[Any, str], float] | None = None
+  answers: Callable[[int], list[str]] | None = None
 
   def __len__(self) -> int:
     return len(self.indices)
 
-  def example(self, index: int) -> Text | Conversation:
+  def example(self, index: int) -> Example:
     """The i-th document of the split."""
     return self.read(self._record(index))
+
+  def references(self, index: int) -> list[str]:
+    """The right answers to the i-th document: its last turn, unless there are more."""
+    if self.answers is not None:
+      return self.answers(self._record(index))
+    example = self.example(index)
+    return [example.turns[-1].text] if isinstance(example, Conversation) else []
 
   def where(self, index: int) -> str:
     """Such as 'notes/a.txt:17', for messages."""
@@ -62,17 +75,25 @@ class Survey(NamedTuple):
   prints: np.ndarray  # [N, 32] uint8, sha256 of each text.
   sizes: np.ndarray  # [N] int64, UTF-8 bytes of each text.
   skipped: int
+  keys: np.ndarray  # [N, 32] uint8, sha256 of what decides the split.
 
 
-def survey(records: Records, content: Callable[[int], bytes], on_bad: str) -> Survey:
+def survey(
+  records: Records,
+  content: Callable[[int], bytes],
+  on_bad: str,
+  key: Callable[[int], bytes] | None = None,
+) -> Survey:
   """Reads every document once.
 
   content: UTF-8 bytes of document i; raises ValueError with what is wrong with it.
+  key: those of the part of it that decides its split; None: all of it does.
 
   Raises:
     Mistake: a bad document, with where it is, unless on_bad is skip.
   """
   indices, sizes, prints, skipped = array('q'), array('q'), bytearray(), 0
+  keys = bytearray()
   for i in range(len(records)):
     try:
       data = content(i)
@@ -82,12 +103,19 @@ def survey(records: Records, content: Callable[[int], bytes], on_bad: str) -> Su
     indices.append(i)
     sizes.append(len(data))
     prints += hashlib.sha256(data).digest()
+    if key is not None:
+      keys += hashlib.sha256(key(i)).digest()
   return Survey(
     np.array(indices, np.int64),
-    np.frombuffer(prints, np.uint8).reshape(-1, 32),
+    _rows(prints),
     np.array(sizes, np.int64),
     skipped,
+    _rows(prints if key is None else keys),
   )
+
+
+def _rows(sums: bytearray) -> np.ndarray:
+  return np.frombuffer(sums, np.uint8).reshape(-1, 32)
 
 
 def _bad(records: Records, index: int, why: ValueError) -> Mistake:
@@ -122,10 +150,18 @@ def check_split(split: str, shares: Mapping[str, float], name: str) -> None:
 
 
 def choose(
-  found: Survey, split: str, shares: Mapping[str, float], by: str, name: str, cure: str
+  found: Survey,
+  split: str,
+  shares: Mapping[str, float],
+  by: str,
+  name: str,
+  cure: str,
+  classes: np.ndarray | None = None,
 ) -> np.ndarray:
   """Which documents of a survey, [N] bool, are in a split.
 
+  by: hash, position, or class: by hash within each of `classes` [N], so that every
+    class has its share of each split.
   name, cure: of the data and what to change, for the message of an empty split.
 
   Raises:
@@ -133,8 +169,8 @@ def choose(
   """
   if split == 'all':
     return np.ones(len(found.indices), bool)
-  if by == 'hash':
-    part = found.prints[:, :8].copy().view('>u8')[:, 0] / 2.0**64
+  if by in ('hash', 'class'):
+    part = _draws(found) if by == 'hash' else _ranks(found, classes)
     # From both ends: val does not depend on the size of test, nor test on val's.
     within = {'val': part < shares['val'], 'test': part >= 1 - shares['test']}
   else:
@@ -142,14 +178,33 @@ def choose(
     begins, cuts = ends - found.sizes, bounds(int(ends[-1]), shares)
     within = {k: (begins >= cuts[k][0]) & (begins < cuts[k][1]) for k in DEFAULT}
   within['train'] = ~(within['val'] | within['test'])
-  count, fewest = int(within[split].sum()), FEWEST if by == 'hash' else 1
-  if count < (1 if split == 'train' else fewest):
-    least = f', of at least {FEWEST}' if split != 'train' and by == 'hash' else ''
+  fewest = 1 if split == 'train' or by == 'position' else FEWEST
+  count = int(within[split].sum())
+  if count < fewest:
+    least = f', of at least {FEWEST}' if fewest > 1 else ''
     raise Mistake(
       f'{name}: split {split!r} would hold {count} of {len(found.indices)} '
       f'documents{least}: {cure}.'
     )
   return within[split]
+
+
+def _draws(found: Survey) -> np.ndarray:
+  """Of each document [N] its place in [0, 1), by hash."""
+  return found.keys[:, :8].copy().view('>u8')[:, 0] / 2.0**64
+
+
+def _ranks(found: Survey, classes: Any) -> np.ndarray:
+  """Of each document [N] its rank by hash within its class, in [0, 1).
+
+  Documents of one key have one rank, so that copies stay together.
+  """
+  draws, ranks = _draws(found), np.zeros(len(found.indices))
+  for name in np.unique(classes):
+    mine = np.flatnonzero(classes == name)
+    ordered = np.sort(draws[mine])
+    ranks[mine] = np.searchsorted(ordered, draws[mine]) / len(mine)
+  return ranks
 
 
 def bounds(size: int, shares: Mapping[str, float]) -> dict[str, tuple[int, int]]:

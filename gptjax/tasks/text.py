@@ -15,7 +15,7 @@ from gptjax.sources import hf, jsonl, names, parquet, tfds
 from gptjax.sources import text as sources_text
 from gptjax.sources.records import Records, check_on_bad
 from gptjax.tasks import split as splitting
-from gptjax.tasks.find import SETS, data_folder, find_data
+from gptjax.tasks.find import data_folder, locate, of_split
 from gptjax.tasks.split import Documents
 from gptjax.words import Mistake, Text
 
@@ -60,9 +60,7 @@ def text(
   _check('by', by, _BY)
   shares = splitting.fractions(splits)
   if val_path:
-    shares = {**shares, 'val': 0.0}
-    if split == 'val':
-      path, split = val_path, 'all'
+    path, split, shares = of_split(path, split, shares, val_path, None)
   splitting.check_split(split, shares, path)
   records, kind = _open(path, document, field, format, on_bad, data)
   found = splitting.survey(records, functools.partial(_content, records, field), on_bad)
@@ -99,7 +97,7 @@ def _open(
   if kind in ('tfds', 'hf'):
     name, _, split = path.partition('@')
     return _open_set(kind, name, split or 'train', data), kind
-  files = _locate(path, data)
+  files = locate(path, data)
   kinds = {names.format_of(f): f for f in files}
   if kind is None and len(kinds) > 1:
     raise Mistake(
@@ -123,24 +121,6 @@ def _open_set(kind: str, name: str, split: str, data: str | None) -> Records:
     return tfds.tfds(name, split, folder if here else None)
   here = folder and (epath.Path(folder) / name).exists()
   return hf.hf(os.path.join(folder, name) if folder and here else name, split)
-
-
-def _locate(path: str, data: str | None) -> list[str]:
-  """The files, from the working folder, else from the folder of data sets."""
-  folder = data_folder(data)
-  if path in SETS and (folder or not os.path.exists(path)):
-    return names.find(find_data(path, data))
-  try:
-    return names.find(path)
-  except Mistake as mistake:
-    if not folder or not path or not path.strip() or os.path.isabs(path):
-      raise
-    try:
-      return names.find(
-        ','.join(os.path.join(folder, p.strip()) for p in path.split(','))
-      )
-    except Mistake as second:
-      raise Mistake(f'{mistake} Also {second}') from None
 
 
 def _text(records: Records, field: str, index: int) -> str:
