@@ -1,13 +1,16 @@
 """Where trained weights come from, with the model and the tokenizer they belong to."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
-from gptjax import checkpoint, folder, lookup, tree
+from gptjax import checkpoint, folder, lookup, sharding, tree
 from gptjax import step as steps
+from gptjax.interop import published, smollm2
+from gptjax.interop.published import Published
 from gptjax.models import lora
 from gptjax.tokenizers import store, template
 from gptjax.words import (
@@ -37,16 +40,18 @@ class Origin(NamedTuple):
 def find_origin(
   name: str, step: str | int = '', say: Say = lambda line: None
 ) -> Origin:
-  """What is trained under a name: a run folder.
+  """What is trained under a name: a run folder, hf:X, gguf:FILE or smollm2.
 
   Args:
-    name: the folder.
+    name: the folder of a run; hf: and a folder or a name of the hub; gguf: and a file.
     step: latest, best or a number; '' is best where the run keeps a best, else latest.
     say: takes lines for the user.
 
   Raises:
     Mistake: nothing of that name. The weights are looked for when they are read.
   """
+  if found := _find_published(name, say):
+    return _from_published(name, found)
   place = epath.Path(name)
   config = folder.read_config(place)
   tokenizer = store.load(place / 'tokenizer')
@@ -65,9 +70,45 @@ def find_origin(
   )
 
 
+def _find_published(name: str, say: Say) -> Published | None:
+  """A model of others; None: the name is that of a run folder."""
+  kind, _, place = name.partition(':')
+  if kind == 'hf':
+    return published.read_folder(published.fetch(place))
+  if kind == 'gguf':
+    return published.read_gguf(epath.Path(place).expanduser())
+  if name == 'smollm2':
+    return published.read_gguf(smollm2.find(say))
+  return None
+
+
+def _from_published(name: str, found: Published) -> Origin:
+  c, tokenizer = found.settings, found.tokenizer
+  rows = c.vocab if c.vocab != tokenizer.size else 0
+  plain = {'vocab': c.vocab, 'rows': rows}
+  said = dataclasses.asdict(dataclasses.replace(c, **plain))
+  usual = {f.name: f.default for f in dataclasses.fields(c)}
+  model = {k: v for k, v in said.items() if k != 'vocab' and v != usual[k]}
+  model = {'name': 'transformer', **model}
+
+  def weights() -> tuple[int, Params]:
+    made = make_model(model, tokenizer)
+    shapes = jax.eval_shape(made.init, jax.random.key(0))
+    layout = sharding.layout(shapes, made.axes)
+    abstract = jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      shapes,
+      layout,
+    )
+    return 0, found.load(abstract)
+
+  return Origin(name, model, tokenizer, c.length, weights)
+
+
 def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
   """The model of `c.model` over the tokenizer's vocabulary."""
-  return lookup.make('models', settings, 'c.model', vocab=tokenizer.size)
+  vocab = min(tokenizer.size, settings.get('rows') or tokenizer.size)
+  return lookup.make('models', settings, 'c.model', vocab=vocab)
 
 
 def make_optimizer(config: Mapping[str, Any], model: Model) -> Optimizer:

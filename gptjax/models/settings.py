@@ -36,7 +36,8 @@ class Settings:
   kv_heads: int = 0  # Key and value heads G; 0: as many as query heads.
   head: int = 0  # Size K of a head; 0: embed / heads.
   mlp: int = 0  # Width F of the MLP; 0: 4 embed.
-  length: int = 1024  # Positions of a learned table.
+  length: int = 1024  # Positions of a learned table; else the context trained for.
+  rows: int = 0  # Of the token table, where a published model has more than ids.
 
   pattern: tuple[str, ...] = ('global',)  # Kinds of layer, repeated over the layers.
   window: int = 0  # Tokens that a local layer sees, its own included.
@@ -81,7 +82,7 @@ class Settings:
   @property
   def padded(self) -> int:
     """Rows V of the token table."""
-    return -(-self.vocab // 128) * 128
+    return -(-max(self.vocab, self.rows) // 128) * 128
 
   @property
   def scale(self) -> float:

@@ -77,7 +77,24 @@ def hf(
     Mistake: no such file, one that is damaged, or no token to start or end with.
   """
   path = epath.Path(file).expanduser()
-  spec = _read_spec(path)
+  return from_spec(read_spec(path), path, start, end, controls)
+
+
+def from_spec(
+  spec: dict[str, Any],
+  path: Any,
+  start: str | None = None,
+  end: str | None = None,
+  controls: Sequence[str] = (),
+) -> Tokenizer:
+  """The tokenizer that a tokenizer.json describes; `path` is where it is from.
+
+  Args and Raises: as of `hf`.
+  """
+  try:
+    spec = _whole(spec)
+  except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    raise Mistake(f'{path} is damaged or no tokenizer: {error!r}') from error
   known = pipeline.ids_by_name(spec)
   special = {t['content']: t['id'] for t in spec['added_tokens'] if t['special']}
   special.pop(pipeline.unknown_token(spec), None)
@@ -142,14 +159,19 @@ def read(
   )
 
 
-def _read_spec(path: epath.Path) -> dict[str, Any]:
+def read_spec(path: epath.Path) -> dict[str, Any]:
+  """What a tokenizer.json, or GPT-2's pair of files, says.
+
+  Raises:
+    Mistake: there is no such file, or it is damaged.
+  """
   if path.name in {name for pair in PAIRS for name in pair}:
     path = path.parent
   try:
     if not path.is_dir():
-      return _whole(json.loads(path.read_bytes()))
+      return json.loads(path.read_bytes())
     if (path / FILE).exists():
-      return _whole(json.loads((path / FILE).read_bytes()))
+      return json.loads((path / FILE).read_bytes())
     for vocab, merges in PAIRS:
       if (path / vocab).exists() and (path / merges).exists():
         table = json.loads((path / vocab).read_bytes())
@@ -203,7 +225,7 @@ def _added(name: str, index: int) -> dict[str, Any]:
 
 
 def _edge(
-  path: epath.Path,
+  path: Any,
   key: str,
   name: str | None,
   known: Mapping[str, int],
