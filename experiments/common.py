@@ -63,4 +63,12 @@ def config():
   c.data = config_dict.placeholder(str)  # Folder of data sets.
   c.resume = config_dict.placeholder(str)  # Another run's state and data position.
   c.init = config_dict.placeholder(str)  # A run's weights only (fine-tuning).
+  c.lora = dict(  # Adapters over the weights of c.init.
+    rank=0,  # 0: none, all is trained.
+    alpha=16.0,  # Adapters count alpha / rank times.
+    dropout=0.0,  # Share of an adapter's input.
+    targets=('layers/*',),  # Patterns of products inside the layers.
+    also=(),  # Patterns of leaves that are trained whole beside the adapters.
+  )
+  c.freeze = ()  # Patterns of leaves of c.init that stay as they are.
   return c

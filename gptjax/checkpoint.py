@@ -31,7 +31,7 @@ from jax.sharding import SingleDeviceSharding
 
 from gptjax import files, manifest
 from gptjax.steps import Steps, make_best, staged, together, upload
-from gptjax.tree import paths
+from gptjax.tree import nested, paths
 from gptjax.words import Failure, Mistake, Tree
 
 _STATE, _EXTRA = 'state', 'extra.json'
@@ -375,7 +375,7 @@ def _save_arrays(
 ) -> None:
   import orbax.checkpoint as ocp
 
-  checkpointer.save(place, args=ocp.args.PyTreeSave(manifest.nested(arrays)))
+  checkpointer.save(place, args=ocp.args.PyTreeSave(nested(arrays)))
 
 
 def _restore_arrays(
@@ -391,8 +391,8 @@ def _restore_arrays(
     return ocp.ArrayRestoreArgs(sharding=sharding)
 
   args = ocp.args.PyTreeRestore(
-    item=manifest.nested(dict.fromkeys(wanted, 0)),
-    restore_args=manifest.nested({path: one(leaf) for path, leaf in wanted.items()}),
+    item=nested(dict.fromkeys(wanted, 0)),
+    restore_args=nested({path: one(leaf) for path, leaf in wanted.items()}),
     partial_restore=True,
   )
   return paths(checkpointer.restore(place, args=args))

@@ -162,15 +162,3 @@ def compare(
     raise Mistake(
       f'checkpoint {place} does not fit this config: {"; ".join(wrong[:5])}{more}.'
     )
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-  """{'a/b': x} -> {'a': {'b': x}}."""
-  tree: dict[str, Any] = {}
-  for path, leaf in flat.items():
-    *keys, last = path.split('/')
-    node = tree
-    for key in keys:
-      node = node.setdefault(key, {})
-    node[last] = leaf
-  return tree

@@ -1,29 +1,33 @@
 """Where trained weights come from, with the model and the tokenizer they belong to."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 
-from gptjax import checkpoint, folder, lookup, sharding, tree
+from gptjax import checkpoint, files, folder, lookup, sharding, tree
 from gptjax import step as steps
 from gptjax.interop import published, smollm2
 from gptjax.interop.published import Published
 from gptjax.models import lora
 from gptjax.tokenizers import store, template
+from gptjax.trained import Trained, abstract_params, layout, make_trained
 from gptjax.words import (
+  Frozen,
   Mistake,
   Model,
   Optimizer,
   Params,
   Template,
   Tokenizer,
-  TrainState,
 )
 
 Say = Callable[[str], None]
+
+FROZEN = 'frozen.json'  # In a run folder: what its weights stand on.
 
 
 class Origin(NamedTuple):
@@ -111,28 +115,31 @@ def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
   return lookup.make('models', settings, 'c.model', vocab=vocab)
 
 
-def make_optimizer(config: Mapping[str, Any], model: Model) -> Optimizer:
+def make_optimizer(config: Mapping[str, Any], trained: Trained) -> Optimizer:
   """The optimizer of `c.optim` for `c.steps` steps."""
   return lookup.make(
     'optim',
     config['optim'],
     'c.optim',
     steps=config['steps'],
-    axes=model.axes,
-    assemble=lora.overlay,
+    axes=trained.axes,
+    assemble=trained.assemble,
   )
 
 
 def read_weights(
   path: epath.Path, config: Mapping[str, Any], model: Model, which: str | int, say: Say
 ) -> tuple[int, Params]:
-  """(step, the whole tree of weights) of a run, on the mesh in force.
+  """(step, the whole tree of weights) of a run, adapters merged, on the mesh in force.
 
   Raises:
-    Mistake: it has no such step, or none that is whole.
+    Mistake: it has no such step, or none that is whole, or its base is not as it was.
   """
-  optimizer = make_optimizer(config, model)
-  state = steps.abstract_state(model, optimizer)
+  trained = make_trained(config, model)
+  optimizer = make_optimizer(config, trained)
+  state = steps.abstract_state(
+    model, optimizer, params=abstract_params(model, trained), axes=trained.axes
+  )
   wanted = {'params': state.params, 'opt_state': state.opt_state}
   if which not in ('', 'latest', 'best'):
     if not str(which).isdecimal():
@@ -141,30 +148,120 @@ def read_weights(
   found, parts = checkpoint.restore_weights(
     path / 'checkpoints', wanted, which or 'best', say
   )
-  return found, optimizer.weights(parts['opt_state'], parts['params'], {})
+  frozen = read_frozen(path, model, trained)
+  whole = optimizer.weights(parts['opt_state'], parts['params'], frozen)
+  return found, lora.merge(whole)
 
 
-def init_weights(origin: Origin, abstract: TrainState, say: Say) -> Params:
-  """The weights of `c.init`, laid out as this run's params.
+class Fitted(NamedTuple):
+  """An origin's weights as leaves of this run's model."""
+
+  step: int
+  leaves: dict[str, Any]  # By path; heads that the origin lacks are not there.
+  unused: list[str]  # Paths of the origin's heads that the model does not have.
+
+
+def fit(origin: Origin, model: Model) -> Fitted:
+  """Reads an origin's weights as a model's parameters: their layout and dtypes.
+
+  A head that the origin lacks, or has in another shape, is left out.
 
   Raises:
-    Mistake: they are not of this run's shapes; the line names leaves of both.
+    Mistake: leaves other than heads differ; the line names them, with both shapes.
   """
-  number, weights = origin.weights()
-  say(f'Weights of step {number} of {origin.name}.')
-  mine, others = tree.paths(abstract.params), tree.paths(weights)
+  wanted = layout(model)
+  step, weights = origin.weights()
+  theirs = tree.paths(weights)
+  del weights  # Each leaf goes when its successor is there.
   differ = [
-    f'{name} is {_shape(others.get(name))} there and {_shape(mine.get(name))} here'
-    for name in {**others, **mine}
-    if _shape(others.get(name)) != _shape(mine.get(name))
+    f'{path} is {_shape(theirs.get(path))} there and {_shape(wanted.get(path))} here'
+    for path in {**theirs, **wanted}
+    if _shape(theirs.get(path)) != _shape(wanted.get(path)) and not _is_head(path)
   ]
   if differ:
     more = f' and {len(differ) - 4} more' if len(differ) > 4 else ''
-    raise Mistake(f'c.init={origin.name}: {"; ".join(differ[:4])}{more}.')
-  return jax.tree.map(
-    lambda x, a: jax.device_put(x, a.sharding), weights, abstract.params
-  )
+    raise Mistake(f'{origin.name}: {"; ".join(differ[:4])}{more}.')
+  leaves = {}
+  for path, leaf in wanted.items():
+    found = theirs.pop(path, None)
+    if _shape(found) == _shape(leaf):
+      leaves[path] = jax.device_put(found.astype(leaf.dtype), leaf.sharding)
+  return Fitted(step, leaves, [path for path in theirs if path not in wanted])
+
+
+def _is_head(path: str) -> bool:
+  return path.startswith('heads/')
 
 
 def _shape(leaf: Any) -> str:
-  return 'missing' if leaf is None else f'{leaf.dtype}{list(leaf.shape)}'
+  return 'missing' if leaf is None else str(list(leaf.shape))
+
+
+# The base of a run whose weights are not all its own.
+
+
+def write_frozen(path: epath.Path, origin: Origin, step: int, base: Params) -> None:
+  """Notes in a run folder where its frozen leaves come from, and their digest."""
+  name, digest = origin.name, tree.digest(base)
+  if files.is_local(name) and epath.Path(name).exists():
+    name = str(files.absolute(name))  # It holds in any working directory.
+  if jax.process_index() == 0:
+    found = {'base': {'name': name, 'step': step, 'digest': digest}}
+    files.write(path / FROZEN, json.dumps(found, indent=2) + '\n')
+
+
+class Base(NamedTuple):
+  """What FROZEN says of a run."""
+
+  origin: Origin
+  digest: str  # sha256 (hex) of the frozen leaves.
+
+
+def find_base(path: epath.Path) -> Base | None:
+  """Where the frozen leaves of a run come from; None: it notes nothing.
+
+  A run folder that is not where it was is looked for beside the run.
+
+  Raises:
+    Mistake: the note is damaged, or the base is nowhere.
+  """
+  file = path / FROZEN
+  if not file.exists():
+    return None
+  try:
+    found = json.loads(file.read_text())['base']
+    name, step, digest = found['name'], found['step'], found['digest']
+  except (ValueError, KeyError, TypeError):
+    raise Mistake(f'{file} is damaged: what the run stands on is not known.') from None
+  beside = path.parent / epath.Path(name).name
+  if not epath.Path(name).exists() and (beside / 'config.json').exists():
+    name = str(beside)
+  try:
+    return Base(find_origin(name, step), digest)
+  except Mistake as mistake:
+    raise Mistake(f'{path} stands on {name}: {mistake}') from None
+
+
+def read_frozen(path: epath.Path, model: Model, trained: Trained) -> Frozen:
+  """The trees of a run that are not trained, laid out like parameters.
+
+  Raises:
+    Mistake: the base is not there, or is not what the run was begun with.
+  """
+  if not trained.frozen:
+    return {}
+  known = find_base(path)
+  if known is None:
+    raise Mistake(f'{path} has no {FROZEN}: what its weights stand on is not known.')
+  base = trained.base(tree.nested(fit(known.origin, model).leaves))
+  check_base(path, known, base)
+  return {'base': base}
+
+
+def check_base(path: epath.Path, known: Base, base: Params) -> None:
+  """Raises Mistake unless a base is the one that a run was begun with."""
+  if (found := tree.digest(base)) != known.digest:
+    raise Mistake(
+      f'{known.origin.name} is not what {path} stands on: the frozen leaves had sha256 '
+      f'{known.digest} and have {found}; put the old ones back.'
+    )

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from gptjax import progress
-from gptjax.words import Model, Params
+from gptjax import progress, tree
+from gptjax.words import Frozen, Model, Params
 
 Say = Callable[[str], None]
 
@@ -23,15 +23,22 @@ def compile_cache(on: bool) -> None:
 
 
 def show_start(
-  c: Mapping[str, Any], model: Model, params: Params, mesh: Any, say: Say
+  c: Mapping[str, Any],
+  model: Model,
+  params: Params,
+  frozen: Frozen,
+  mesh: Any,
+  say: Say,
 ) -> None:
   """Devices and mesh, the parameter table, tokens a step, FLOPs a token."""
   devices = jax.devices()
   axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
   say(f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform}): {axes}')
   say(progress.parameter_table(params))
+  for name, fixed in frozen.items():
+    say(f'{tree.count(fixed):,} parameters of the {name} are not trained.')
   rows, length = c['batch_size'], c['mixture']['length']
-  flops = 3 * model.flops((rows, length))
+  flops = passes(frozen) * model.flops((rows, length))
   tokens = rows * length
   line = f'{tokens:,} tokens a step, {flops / tokens:.3g} FLOPs a token'
   peak = progress.peak_flops()
@@ -50,12 +57,18 @@ def show_result(folder: epath.Path, numbers: Mapping[str, float], say: Say) -> N
   say(f'{folder / "report.html"} shows its curves.')
 
 
+def passes(frozen: Frozen) -> int:
+  """Forward passes that a step costs; weights of a base have no gradient."""
+  return 2 if 'base' in frozen else 3
+
+
 class Speed:
   """Tokens a second and MFU, between lines of timings.jsonl."""
 
-  def __init__(self, c: Mapping[str, Any], model: Model):
+  def __init__(self, c: Mapping[str, Any], model: Model, frozen: Frozen):
     shape = (c['batch_size'], c['mixture']['length'])
-    self._tokens, self._flops = shape[0] * shape[1], 3 * model.flops(shape)
+    self._tokens = shape[0] * shape[1]
+    self._flops = passes(frozen) * model.flops(shape)
     self._peak = progress.peak_flops()
     self._step: int | None = None
     self._waited = 0.0

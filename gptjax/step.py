@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from gptjax import sharding, tree
-from gptjax.models.lora import overlay
+from gptjax.models import lora
 from gptjax.words import (
   Array,
   Batch,
@@ -33,7 +33,7 @@ from gptjax.words import (
 )
 
 TrainStep = Callable[[TrainState, Batch, Frozen], tuple[TrainState, Metrics]]
-Assemble = Callable[[Params, Params], Params]  # (base, params) -> the whole tree.
+Assemble = Callable[..., Params]  # (base, params, key, rows) -> the whole tree.
 
 
 def make_train_step(
@@ -42,7 +42,7 @@ def make_train_step(
   optimizer: Optimizer,
   *,
   microbatches: int = 1,
-  assemble: Assemble = overlay,
+  assemble: Assemble = lora.assemble,
   axes: Tree | None = None,
 ) -> TrainStep:
   """The pure function (state, batch, frozen) -> (state, metrics), for jax.jit.
@@ -59,7 +59,8 @@ def make_train_step(
     optimizer: makes the update from the mean gradient.
     microbatches: parts that the batch is worked on in, one after the other. They
       divide the rows of a device (`check_batch`).
-    assemble: (base, params) -> the whole tree.
+    assemble: (base, params, key, rows) -> the whole tree; rows and their key are for
+      what it draws.
     axes: logical axes of params, where they are not the model's (adapters).
   """
   axes = model.axes if axes is None else axes
@@ -67,7 +68,9 @@ def make_train_step(
   def loss(
     params: Params, batch: Batch, frozen: Frozen, key: jax.Array
   ) -> tuple[Array, tuple[Array, Metrics]]:
-    whole = assemble(frozen['base'], params) if 'base' in frozen else params
+    whole = params
+    if 'base' in frozen:
+      whole = assemble(frozen['base'], params, key, batch['rows'])
     total, weight, metrics = objective(model, whole, frozen, batch, key)
     return total, (weight, metrics)
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import signal
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
@@ -20,42 +20,16 @@ from gptjax import (
   checkpoint,
   files,
   folder,
-  lookup,
   metrics,
-  origin,
   progress,
   run,
   screen,
   sharding,
+  start,
 )
-from gptjax import step as steps
-from gptjax.optim import schedules
-from gptjax.words import (
-  Evaluator,
-  Failure,
-  Frozen,
-  Leave,
-  Mistake,
-  Model,
-  Optimizer,
-  Source,
-  TrainState,
-)
+from gptjax.words import Failure, Frozen, Leave, TrainState
 
 Say = Callable[[str], None]
-
-
-class Parts(NamedTuple):
-  """What a run is made of."""
-
-  model: Model
-  optimizer: Optimizer
-  source: Source
-  frozen: Frozen
-  evals: dict[str, Evaluator]
-  sample: run.Sampler | None
-  train_step: Callable[..., Any]  # Jitted: the state given is used up.
-  abstract: TrainState  # Shapes of the state, with their shardings.
 
 
 def train(
@@ -93,123 +67,38 @@ def train(
       screen.show_result(place.path, result, say)
       return result
     stack.enter_context(sharding.use(mesh, rules))
-    parts = _assemble(c, place.path, given, c['data'] or data, say)
+    parts = start.assemble(c, place.path, given, c['data'] or data, say)
     saves = checkpoint.open_checkpoints(
       place.path / 'checkpoints',
       keep=c['keep'],
       keep_best=c['keep_best'] if c['keep_best']['metric'] else None,
       say=say,
     )
-    state, offsets = _start(c, parts, saves, place, given, say)
-    screen.show_start(c, parts.model, state.params, mesh, say)
+    state, frozen, offsets = start.begin(c, parts, saves, place, given, say)
+    screen.show_start(c, parts.model, state.params, frozen, mesh, say)
     log = metrics.open_log(
       place.path, offsets, step=int(state.step), track=c['track'], config=c, say=say
     )
     with contextlib.closing(saves), contextlib.closing(log):
-      result = _loop(c, parts, state, saves, log, preempted)
+      result = _loop(c, parts, state, frozen, saves, log, preempted)
     key = {'steps': c['steps'], 'early_stop': c['early_stop'], 'numbers': result}
     files.write(place.path / 'result.json', json.dumps(key) + '\n')
     screen.show_result(place.path, result, say)
   return result
 
 
-def _assemble(
-  c: dict[str, Any], path: epath.Path, given: origin.Origin | None, data: str, say: Say
-) -> Parts:
-  """From the config to the parts."""
-  _check_counts(c)
-  steps.check_batch(c['batch_size'], c['microbatches'])
-  mixture, judged = run.make_mixture(c, data), run.eval_tasks(c, data)
-  tokenizer = run.make_tokenizer(c, mixture, path, given, say)
-  model = origin.make_model(c['model'], tokenizer)
-  optimizer = origin.make_optimizer(c, model)
-  objective = lookup.make('objectives', c['objective'], 'c.objective')
-  source = run.make_source(c, mixture, tokenizer, path, say)
-  evals = run.make_evaluators(c, model, tokenizer, judged, path, say)
-  sample = run.make_sampler(c, model, tokenizer)
-  train_step = steps.make_train_step(
-    model, objective, optimizer, microbatches=c['microbatches']
-  )
-  abstract = steps.abstract_state(model, optimizer)
-  jitted = jax.jit(train_step, donate_argnums=0)
-  return Parts(model, optimizer, source, {}, evals, sample, jitted, abstract)
-
-
-def _check_counts(c: Mapping[str, Any]) -> None:
-  """Raises Mistake for a number of steps that is below 0; 0 is never."""
-  samples = {'samples.every': c['samples']['every']}
-  evals = {f'evals.{k}.every': e.get('every', 0) for k, e in c['evals'].items()}
-  profile = {f'profile.{k}': v for k, v in c['profile'].items()}
-  rest = {k: c[k] for k in ('save_every', 'log_every', 'max_bad_steps')}
-  for key, value in {**rest, **evals, **samples, **profile}.items():
-    if value < 0:
-      raise Mistake(f'c.{key}={value}: a number of steps, or 0 for never.')
-  if c['early_stop']['metric'] and c['early_stop']['patience'] < 1:
-    raise Mistake('c.early_stop.patience: at least 1 evaluation.')
-  if not 0 <= c['seed'] < 2**32:
-    raise Mistake(f'c.seed={c["seed"]}: at least 0 and below 2**32.')
-
-
-def _start(
-  c: dict[str, Any],
-  parts: Parts,
-  saves: checkpoint.Checkpoints,
-  place: folder.Folder,
-  given: origin.Origin | None,
-  say: Say,
-) -> tuple[TrainState, dict[str, int]]:
-  """The first state: this run's latest, c.resume's, with c.init's weights, or new."""
-  found = saves.restore(parts.abstract)
-  if found:
-    say(f'Going on from step {found.step} of {place.path}.')
-    _say_changes(place.changed, c, parts, found.step, say)
-  elif c['resume']:
-    other = checkpoint.open_checkpoints(
-      epath.Path(c['resume']) / 'checkpoints', read_only=True, say=say
-    )
-    found = other.restore(parts.abstract)
-    other.close()
-    if found is None:
-      raise Mistake(f'c.resume={c["resume"]}: there is no checkpoint that is whole.')
-    say(f'Going on from step {found.step} of {c["resume"]}.')
-    found = found._replace(offsets={})
-  if found:
-    parts.source.set_state(found.data)
-    return found.state, found.offsets
-  params = origin.init_weights(given, parts.abstract, say) if given else None
-  key = jax.random.key(c['seed'])
-  return steps.init_state(key, parts.model, parts.optimizer, params=params), {}
-
-
-def _say_changes(
-  changed: Mapping[str, tuple[Any, Any]],
-  c: dict[str, Any],
-  parts: Parts,
-  step: int,
-  say: Say,
-) -> None:
-  """What differs from the config that the run was begun with."""
-  for key, (old, new) in changed.items():
-    say(f'c.{key} changes from {old} to {new}.')
-  if 'steps' in changed:
-    old, new = changed['steps']
-    before = origin.make_optimizer({**c, 'steps': old}, parts.model)
-    first = schedules.first_difference(before.rate, parts.optimizer.rate, new)
-    if first is not None:
-      say(f'The learning rate differs from step {max(first, step)} on.')
-
-
 def _loop(
   c: dict[str, Any],
-  parts: Parts,
+  parts: start.Parts,
   state: TrainState,
+  frozen: Frozen,
   saves: checkpoint.Checkpoints,
   log: metrics.Log,
   preempted: Callable[[], bool],
 ) -> dict[str, float]:
   """Trains to the end; returns the numbers of the last evaluation."""
   clock = progress.Stopwatch()
-  speed = screen.Speed(c, parts.model)
+  speed = screen.Speed(c, parts.model, frozen)
   watched = [c[key]['metric'].partition('/')[0] for key in ('keep_best', 'early_stop')]
   guard = _BadSteps(c['max_bad_steps'])
   numbers: dict[str, float] = {}
@@ -230,7 +119,7 @@ def _loop(
         saves.wait()
         raise Leave(f'stopped; the same command goes on from step {step}.')
       with clock.over('evals'):
-        scores = _evaluate(step, last, c, parts, state, log)
+        scores = _evaluate(step, last, c, parts, state, frozen, log)
         saves.score(step, scores)
         numbers |= scores
       if last or (scores and stalled(log, c['early_stop'])):
@@ -239,7 +128,7 @@ def _loop(
       with clock.over('data'):
         batch = parts.source.next(state.params)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
-        state, found = parts.train_step(state, batch, parts.frozen)
+        state, found = parts.train_step(state, batch, frozen)
       written = log.flush()  # Of the step before: its numbers are there.
       if written:
         bar.update(*speed.shown(*written))
@@ -260,8 +149,9 @@ def _evaluate(
   step: int,
   last: bool,
   c: dict[str, Any],
-  parts: Parts,
+  parts: start.Parts,
   state: TrainState,
+  frozen: Frozen,
   log: metrics.Log,
 ) -> dict[str, float]:
   """Runs what is due at a step; numbers by full name."""
@@ -269,7 +159,7 @@ def _evaluate(
   due = {n: e for n, e in parts.evals.items() if last or _due(step, e.every)}
   sample = parts.sample if last or _due(step, c['samples']['every']) else None
   if due or sample:
-    weights = parts.optimizer.weights(state.opt_state, state.params, parts.frozen)
+    weights = parts.optimizer.weights(state.opt_state, state.params, frozen)
     for name, evaluator in due.items():
       found |= log.write(step, name, evaluator.run(weights))
     if sample:

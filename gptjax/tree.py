@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from gptjax.words import Array, Mistake, Tree
 
@@ -33,6 +34,18 @@ def map_paths(function: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
   return jax.tree_util.tree_map_with_path(
     lambda path, *leaves: function(_join(path), *leaves), tree, *rest
   )
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """{'a/b': x} -> {'a': {'b': x}}, in the order of jax.tree.leaves."""
+  found: dict[str, Any] = {}
+  for path, leaf in sorted(flat.items()):
+    *keys, last = path.split('/')
+    node = found
+    for key in keys:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return found
 
 
 def canonical(path: str) -> list[str]:
@@ -148,7 +161,14 @@ def digest(tree: Tree) -> str:
   for path, leaf in sorted(paths(tree).items()):
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
-    leaf = np.ascontiguousarray(leaf)
+    leaf = np.ascontiguousarray(_whole(leaf))
     total.update(f'{path} {leaf.dtype} {leaf.shape}\n'.encode())
-    total.update(leaf.tobytes())
+    total.update(leaf.reshape(-1).view(np.uint8).data)
   return total.hexdigest()
+
+
+def _whole(leaf: Array) -> Array:
+  """The array, gathered where it lies on several hosts."""
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    return multihost_utils.process_allgather(leaf, tiled=True)
+  return leaf

@@ -76,6 +76,7 @@ class Hidden(Protocol):
     cache: Cache | None = None,
     watch: Sequence[str] = (),  # 'attention', 'residual', ...: values to hand out.
     edit: Callable[[Array, str, Array], Array] | None = None,  # (layer, name, value).
+    noise: float = 0.0,  # With a key, of the embeddings: alpha of Jain et al. 2023.
   ) -> tuple[Array, Cache | None, dict[str, Any]]:
     """Hidden [B, T, D] after the last norm, the cache filled on, aux."""
     ...

@@ -16,9 +16,10 @@ FLOORS = [
     'sources',
   ],
   ['models', 'tasks'],
-  ['data', 'generate', 'objectives', 'interop', 'safety', 'step'],
+  ['data', 'generate', 'objectives', 'interop', 'safety', 'step', 'trained'],
   ['origin'],
   ['run', 'screen', 'rollouts', 'evals', 'interpret', 'planning'],
+  ['start'],
   ['train', 'serve', 'report', 'view'],
   ['flags', 'main', 'chat', 'convert', 'evaluate', 'plan'],
 ]  # fmt: skip

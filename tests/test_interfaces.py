@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gptjax import tree
+from gptjax.models import lora
 from gptjax.models.lora import adapters, overlay
 from gptjax.models.transformer import transformer
 from gptjax.words import Cache, Optimizer, Sum, TrainState
@@ -44,7 +45,9 @@ def nats(model, params, batch):
 
 def test_an_adapter_is_the_trainable_part_over_a_frozen_base(model, params, batch):
   patterns = ['layers/*/attention/*', 'layers/*/mlp/down']
-  small, axes = adapters(jax.random.key(2), params, model.axes, patterns, rank=3)
+  targets = lora.chosen(model.axes, patterns)
+  small = adapters(jax.random.key(2), params, targets, rank=3)
+  axes = lora.adapter_axes(model.axes, targets)
   ranks = jax.tree.map(lambda x, names: x.ndim == len(names), small, axes)
   assert all(jax.tree.leaves(ranks))
   assert tree.count(small) < tree.count(params) / 2
@@ -58,12 +61,14 @@ def test_an_adapter_is_the_trainable_part_over_a_frozen_base(model, params, batc
   moved = jax.tree.map(lambda x, g: x - 1e-3 * g, small, grads)
   moved = jax.tree.map(lambda x, g: x - 1e-3 * g, moved, step(moved, params, batch)[1])
   assert step(moved, params, batch)[0] < first
-  merged = merge(params, moved, 2.0)
+  merged = multiplied_out(params, moved, 2.0)
+  for path, w in tree.paths(lora.merge(whole(params, moved))).items():
+    np.testing.assert_allclose(w, tree.paths(merged)[path], atol=1e-6, err_msg=path)
   got = jax.jit(lambda p: nats(model, p, batch)[0])(merged)
   np.testing.assert_allclose(got, step(moved, params, batch)[0], rtol=1e-5)
 
 
-def merge(base, small, scale):
+def multiplied_out(base, small, scale):
   """The adapters multiplied out in NumPy."""
   pairs = tree.paths(small)
   merged = {}
@@ -222,7 +227,9 @@ def averaged(lr, decay):
 
 def test_weights_may_differ_from_params(model, params, batch):
   optimizer = averaged(1e-3, 0.5)
-  small, axes = adapters(jax.random.key(2), params, model.axes, ['query'], rank=2)
+  targets = lora.chosen(model.axes, ['query'])
+  small = adapters(jax.random.key(2), params, targets, rank=2)
+  axes = lora.adapter_axes(model.axes, targets)
   frozen = {'base': params}
   key = jax.random.key(3)
   state = TrainState(jnp.int32(0), small, optimizer.init(small), key)

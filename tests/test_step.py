@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gptjax import lookup, sharding, step, tree
+from gptjax.models import lora
 from gptjax.models.dropout import dropout
 from gptjax.models.linear import linear
 from gptjax.objectives.next_token import next_token
@@ -241,7 +242,7 @@ def test_only_adapters_over_a_frozen_base_change():
     layout = sharding.layout(whole, MODEL.axes)
     base = jax.device_put(whole, layout)
     digest = tree.digest(jax.device_get(base))
-    optim = optimizer(axes=axes, assemble=step.overlay, weight_decay=0.0)
+    optim = optimizer(axes=axes, assemble=lora.assemble, weight_decay=0.0)
     state = step.init_state(jax.random.key(0), MODEL, optim, params=params, axes=axes)
     train_step = jax.jit(
       step.make_train_step(MODEL, next_token(), optim, axes=axes, microbatches=2),

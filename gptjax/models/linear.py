@@ -17,25 +17,29 @@ import jax.numpy as jnp
 from jax import Array
 
 from gptjax import sharding
+from gptjax.models.dropout import drop
 from gptjax.models.weight import lift
 
 
 @functools.partial(
   jax.tree_util.register_dataclass,
-  data_fields=['w', 'a', 'b'],
-  meta_fields=['scale'],
+  data_fields=['w', 'a', 'b', 'keys'],
+  meta_fields=['scale', 'dropout'],
 )
 @dataclasses.dataclass(frozen=True)
 class Lora:
   """A weight with a low-rank addition: w + scale * a b (Hu et al. 2021, eq. 3).
 
   a holds the summed axes of w and then the rank, b the rank and then w's other axes.
+  With keys, one for each row of x, a share `dropout` of what `a` reads is zeroed.
   """
 
   w: Any
   a: Array
   b: Array
+  keys: Array | None = None
   scale: float = 1.0
+  dropout: float = 0.0
 
 
 class Int8(NamedTuple):
@@ -67,7 +71,8 @@ def linear(
 def _product(x: Array, w: Any, ws: str, inner: str, outer: str, dtype: Any) -> Array:
   if isinstance(w, Lora):
     # Never as w + a b: that would take the gradient of the whole frozen w.
-    low = _product(x, w.a, f'{inner}r', inner, 'r', x.dtype)
+    read = x if w.keys is None else drop(x, w.dropout, w.keys)
+    low = _product(read, w.a, f'{inner}r', inner, 'r', x.dtype)
     high = _product(low, w.b, f'r{outer}', 'r', outer, dtype)
     return _product(x, w.w, ws, inner, outer, dtype) + w.scale * high
   if isinstance(w, Int8):

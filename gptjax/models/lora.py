@@ -1,6 +1,14 @@
-"""Low-rank adapters (Hu et al. 2021): small trees that stand over a frozen base."""
+"""Low-rank adapters (Hu et al. 2021): small trees that stand over a frozen base.
 
-from collections.abc import Mapping
+An adapter of a product inside a layer holds a [R, inputs ..., r] and b [R, r, outputs
+...]; the weight it stands for is w + scale * a b.
+
+Letters: R repeats of a layer group, B rows, r rank.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +19,51 @@ from gptjax import tree
 from gptjax.models.linear import Lora
 from gptjax.words import Mistake, Params, Tree
 
-_PAIR = {'a', 'b'}
+PAIR = {'a', 'b'}
+_SITE = 1 << 20  # Of the adapters' draws, past the layers that draw from the same key.
+
+
+def assemble(
+  base: Params,
+  params: Params,
+  key: Array | None = None,
+  rows: Array | None = None,
+  *,
+  scale: float = 1.0,
+  dropout: float = 0.0,
+) -> Params:
+  """The whole tree: `params` over `base`; with a key, adapters drop of their input.
+
+  Args:
+    base: what is not trained.
+    params: what is, adapters among them.
+    key: of the draws; None: nothing is dropped.
+    rows: [B] rows within the whole update, which key the draws.
+    scale: of the adapters.
+    dropout: share of an adapter's input that is zeroed.
+  """
+  whole = overlay(base, params, scale)
+  if key is None or rows is None or not dropout:
+    return whole
+  leaves, structure = jax.tree.flatten(whole, is_leaf=is_adapted)
+  key = jax.random.fold_in(key, _SITE)
+  for n, leaf in enumerate(leaves):
+    if is_adapted(leaf):
+      keys = _keys(jax.random.fold_in(key, n), len(leaf.a), rows)
+      leaves[n] = dataclasses.replace(leaf, keys=keys, dropout=dropout)
+  return jax.tree.unflatten(structure, leaves)
+
+
+def is_adapted(leaf: Any) -> bool:
+  """Whether a leaf is a weight with its adapter."""
+  return isinstance(leaf, Lora)
+
+
+def _keys(key: Array, layers: int, rows: Array) -> Array:
+  """Keys [R, B] of the draws of each layer and row."""
+  draw = jax.random.fold_in
+  over_rows = jax.vmap(draw, (None, 0))
+  return jax.vmap(lambda n: over_rows(draw(key, n), rows))(jnp.arange(layers))
 
 
 def overlay(base: Params, params: Params, scale: float = 1.0) -> Params:
@@ -25,42 +77,81 @@ def overlay(base: Params, params: Params, scale: float = 1.0) -> Params:
     for name, value in params.items():
       merged[name] = overlay(base[name], value, scale) if name in base else value
     return merged
-  if isinstance(params, Mapping) and set(params) == _PAIR:
-    return Lora(base, params['a'], params['b'], scale)
+  if isinstance(params, Mapping) and set(params) == PAIR:
+    return Lora(base, params['a'], params['b'], scale=scale)
   return params
 
 
-def adapters(
-  key: Array, base: Params, axes: Tree, patterns: list[str], rank: int
-) -> tuple[Params, Tree]:
-  """Adapters for the leaves of `base` that patterns select, and their axes' names.
+def products(axes: Tree) -> dict[str, int]:
+  """Paths of the products inside layers, and of each how many axes are its inputs.
 
-  `a` is drawn with 1 / sqrt(inputs), `b` is zero, so that nothing changes at first.
+  They are known by their logical axes: the trunk's on one side, others on the other.
+  """
+  found = {}
+  names = tree.paths(axes, is_leaf=lambda x: isinstance(x, tuple))
+  for path, (first, *own) in ((p, n) for p, n in names.items() if n):
+    if first == 'layers' and len(own) > 1 and 'embed' in (own[0], own[-1]):
+      found[path] = 1 if own[0] == 'embed' else len(own) - 1
+  return found
+
+
+def chosen(axes: Tree, patterns: Sequence[str]) -> dict[str, int]:
+  """The products that patterns select, as `products` gives them.
 
   Raises:
-    Mistake: a pattern matches no leaf, or one that is no product of layers.
+    Mistake: a pattern matches no product, or some layers only of a stacked one.
   """
-  chosen = tree.paths(tree.select(base, patterns, 'c.lora'))
+  known = products(axes)
+  unused = set(patterns)
+  found = {}
+  for path, inputs in known.items():
+    hits = [p for p in patterns if tree.matches(path, p)]
+    unused.difference_update(hits)
+    if hits:
+      found[path] = inputs
+  if unused or not found:
+    names = ', '.join(sorted({path.rsplit('/', 1)[-1] for path in known}))
+    raise Mistake(
+      f'c.lora.targets: no product of the layers matches {sorted(unused)}: {names}.'
+    )
+  return found
+
+
+def adapters(key: Array, base: Params, targets: Mapping[str, int], rank: int) -> Params:
+  """Adapters over the `chosen` products of `base`.
+
+  `a` is drawn with 1 / sqrt(inputs), `b` is zero, so that nothing changes at first.
+  """
+  leaves, key = tree.paths(base), jax.random.fold_in(key, _SITE)
+  found = {}
+  for number, (path, n) in enumerate(targets.items()):
+    (layers, *sizes), own = leaves[path].shape, jax.random.fold_in(key, number)
+    a = jax.random.normal(own, (layers, *sizes[:n], rank)) / math.prod(sizes[:n]) ** 0.5
+    found |= {f'{path}/a': a, f'{path}/b': jnp.zeros((layers, rank, *sizes[n:]))}
+  return tree.nested(found)
+
+
+def adapter_axes(axes: Tree, targets: Mapping[str, int]) -> Tree:
+  """Names of the axes of what `adapters` draws."""
   names = tree.paths(axes, is_leaf=lambda x: isinstance(x, tuple))
-  leaves = tree.paths(base)
-  params: Params = {}
-  found: Params = {}
-  for number, path in enumerate(chosen):
-    w, outer = leaves[path], names[path]
-    if outer[0] != 'layers' or len(outer) < 3:
-      raise Mistake(f'c.lora: {path} is no product inside a layer.')
-    n = len(outer) - 1 if outer[-1] == 'embed' else 2
-    inputs, outputs = w.shape[1:n], w.shape[n:]
-    a = jax.random.normal(jax.random.fold_in(key, number), (*w.shape[:n], rank))
-    a = a / jnp.sqrt(jnp.prod(jnp.array(inputs)))
-    pair = {'a': a, 'b': jnp.zeros((w.shape[0], rank, *outputs))}
-    _put(params, path, pair)
-    _put(found, path, {'a': (*outer[:n], None), 'b': ('layers', None, *outer[n:])})
-  return params, found
+  found = {}
+  for path, n in targets.items():
+    layers, *own = names[path]
+    found[f'{path}/a'] = (layers, *own[:n], None)
+    found[f'{path}/b'] = (layers, None, *own[n:])
+  return tree.nested(found)
 
 
-def _put(nested: dict[str, Any], path: str, value: Any) -> None:
-  *keys, last = path.split('/')
-  for key in keys:
-    nested = nested.setdefault(key, {})
-  nested[last] = value
+def merge(whole: Params) -> Params:
+  """The same tree with every adapter multiplied into its weight, in its dtype."""
+
+  def one(leaf: Any) -> Any:
+    if not is_adapted(leaf):
+      return leaf
+    layers, rank = leaf.b.shape[:2]
+    a, b = leaf.a.reshape(layers, -1, rank), leaf.b.reshape(layers, rank, -1)
+    low = jnp.einsum('RIr,RrO->RIO', a, b, preferred_element_type=jnp.float32)
+    sum_ = leaf.w.astype(jnp.float32) + leaf.scale * low.reshape(leaf.w.shape)
+    return sum_.astype(leaf.w.dtype)
+
+  return jax.tree.map(one, whole, is_leaf=is_adapted)

@@ -22,9 +22,8 @@ from flax import linen as nn
 from jax import Array
 
 from gptjax.lookup import nearest
-from gptjax.models import rope
+from gptjax.models import dropout, rope
 from gptjax.models.cache import new_cache
-from gptjax.models.dropout import dropout
 from gptjax.models.heads import Heads, make_heads
 from gptjax.models.layer import WATCHED, Pass
 from gptjax.models.layers import apply_layers, init_layers
@@ -71,12 +70,15 @@ class Embed(nn.Module):
     positions: Array,
     kinds: Array | None,
     prefix: Array | None = None,
+    noise: Array | None = None,
   ) -> Array:
     """Tokens [B, T], after the prefix [B, P, D] if any -> [B, P + T, D]."""
     c, D = self.c, self.c.embed
     init = nn.initializers.normal(c.init_std)
     table = weight(self, 'tokens', (c.padded, D), ('vocab', 'embed'), init)
     x = rows(table, tokens, c.compute)
+    if noise is not None:
+      x = x + noise.astype(x.dtype)
     if c.embed_scale:
       x = x * jnp.asarray(D**0.5, x.dtype)
     if c.kinds:
@@ -130,6 +132,7 @@ def _make_hidden(c: Settings) -> Callable[..., Any]:
     cache: Cache | None = None,
     watch: Sequence[str] = (),
     edit: Callable[[Array, str, Array], Array] | None = None,
+    noise: float = 0.0,
   ) -> tuple[Array, Cache | None, dict[str, Any]]:
     """Hidden states [B, T, D] of the tokens, the cache filled on, aux.
 
@@ -142,9 +145,9 @@ def _make_hidden(c: Settings) -> Callable[..., Any]:
         raise Mistake(f'watch: no {name!r}: {nearest(name, WATCHED)}')
     run, places = _make_pass(c, batch, key, cache, tuple(watch), edit)
     inputs = (batch['tokens'], places, batch.get('kinds'), batch.get('prefix'))
-    x = apply(Embed(c), params['embed'], *inputs)
+    x = apply(Embed(c), params['embed'], *inputs, _noise(c, batch, run, noise))
     if key is not None:
-      x = dropout(x, c.dropout, jax.random.fold_in(key, c.layers), run.rows)
+      x = dropout.dropout(x, c.dropout, jax.random.fold_in(key, c.layers), run.rows)
     x = shard(x, 'batch', 'length', None)
     x, keys, values, seen = apply_layers(c, params['layers'], x, run, cache)
     if cache is not None and run.writes is not None:
@@ -156,6 +159,14 @@ def _make_hidden(c: Settings) -> Callable[..., Any]:
     return x, cache, {'watch': seen} if watch else {}
 
   return hidden
+
+
+def _noise(c: Settings, batch: Batch, run: Pass, alpha: float) -> Array | None:
+  if not alpha or run.key is None:
+    return None
+  key = jax.random.fold_in(run.key, c.layers + 1)
+  shape = (*batch['tokens'].shape, c.embed)
+  return dropout.noise(alpha, key, run.rows, batch.get('segments'), shape)
 
 
 def _slots(cache: Cache) -> int:

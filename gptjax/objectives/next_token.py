@@ -3,18 +3,16 @@
 Source: Bengio et al. 2003; the terms of the loss are models/loss.py's.
 """
 
-import functools
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from gptjax.models.loss import cross_entropy
+from gptjax.objectives import _trunk
 from gptjax.words import Array, Batch, Frozen, Metrics, Model, Objective, Params, Sum
 
 
 def next_token(
-  z_loss: float = 0.0, smoothing: float = 0.0, chunk: int = 1024
+  z_loss: float = 0.0, smoothing: float = 0.0, neftune: float = 0.0, chunk: int = 1024
 ) -> Objective:
   """Weighted nats of the targets, summed; the weight is that of the targets.
 
@@ -24,19 +22,23 @@ def next_token(
   Args:
     z_loss: factor of log_z^2, about 1e-4.
     smoothing: share of the target's probability spread over the vocabulary.
+    neftune: alpha of the noise on embeddings while training, about 5; 0: none.
     chunk: tokens whose logits are there at a time.
+
+  Raises:
+    Mistake: a number out of range.
   """
+  _trunk.check(neftune, smoothing)
 
   def objective(
     model: Model, params: Params, frozen: Frozen, batch: Batch, key: jax.Array | None
   ) -> tuple[Array, Array, Metrics]:
     del frozen
-    hidden, _, aux = model.hidden(params, batch, key=key)  # [B, T, D]
+    hidden, metrics = _trunk.trunk(model, params, batch, key, neftune)
     weights = jnp.asarray(batch['weights'], jnp.float32)  # [B, T]
-    head: Any = functools.partial(model.heads['lm'], params)
     loss = cross_entropy(
-      head,
-      jnp.asarray(hidden),
+      _trunk.head(model, params, 'lm'),
+      hidden,
       jnp.asarray(batch['targets']),
       weights,
       z_loss=z_loss,
@@ -44,7 +46,6 @@ def next_token(
       chunk=chunk,
     )
     weight = jnp.sum(weights)
-    metrics: Metrics = {k: m for k, m in aux.items() if isinstance(m, Sum)}
     metrics['nats'] = Sum(jnp.sum(weights * loss.nats), weight)
     metrics['accuracy'] = Sum(jnp.sum(weights * loss.correct), weight)
     return loss.total, weight, metrics
