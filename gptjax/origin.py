@@ -13,7 +13,7 @@ from gptjax import step as steps
 from gptjax.interop import published, smollm2
 from gptjax.interop.published import Published
 from gptjax.models import lora
-from gptjax.tokenizers import store, template
+from gptjax.tokenizers import jinja, store, template
 from gptjax.trained import Trained, abstract_params, layout, make_trained
 from gptjax.words import (
   Frozen,
@@ -106,7 +106,9 @@ def _from_published(name: str, found: Published) -> Origin:
     )
     return 0, found.load(abstract)
 
-  return Origin(name, model, tokenizer, c.length, weights)
+  text = found.template
+  form = jinja.make(text, tokenizer) if text else template.own(tokenizer)
+  return Origin(name, model, tokenizer, c.length, weights, form)
 
 
 def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:

@@ -10,7 +10,7 @@ from gptjax import files, lookup, sharding
 from gptjax.data import loader
 from gptjax.generate import engine, sampling, text
 from gptjax.origin import Origin, find_origin, make_model
-from gptjax.tokenizers import store, template
+from gptjax.tokenizers import store, template, turns
 from gptjax.words import (
   Conversation,
   Evaluator,
@@ -65,11 +65,11 @@ def _texts(example: Example) -> Iterator[str]:
   """What is said in an example, control lines included."""
   match example:
     case Text():
-      yield template.text_of(example.text, example.control)
+      yield turns.text_of(example.text, example.control)
     case Label():
       yield example.text
     case Conversation():
-      yield from (turn.text for turn in template.with_control(example))
+      yield from (turn.text for turn in turns.with_control(example))
     case Pair():
       yield from _texts(example.prompt)
       yield from (example.chosen, example.rejected)

@@ -78,7 +78,11 @@ def _conversation(conversation: Conversation, recipe: Recipe) -> Fitted:
   room = math.inf if recipe.length is None else recipe.length + 1
   keep = len(turns)
   if keep and ends[-1] > room:
-    fitting = [n + 1 for n, w in enumerate(weights) if w and 0 < ends[n] <= room]
+    fitting = [
+      n + 1
+      for n, part in enumerate(parts)
+      if weights[n] and len(part.ids) and ends[n] <= room
+    ]
     keep = max(fitting, default=0)
   if not any(weights[:keep]):
     return Fitted(None, 0.0)

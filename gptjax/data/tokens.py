@@ -17,7 +17,7 @@ import numpy as np
 
 from gptjax.data.fit import PLAIN, Recipe, fit
 from gptjax.tokenizers.store import plain
-from gptjax.tokenizers.template import text_of
+from gptjax.tokenizers.turns import text_of
 from gptjax.words import Conversation, Label, Mistake, Task, Text, Tokenizer
 
 EXTRAS = {'text': (), 'conversation': ('weights',), 'label': ('weights', 'scores')}

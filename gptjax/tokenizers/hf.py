@@ -16,7 +16,7 @@ of tokenizer.json as huggingface/tokenizers reads it.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,26 @@ def read(
     ids=store.Words(_WORD, encode).ids if by_word else whole,
     leading=pipeline.leading(spec),
   )
+
+
+def with_controls(
+  tokenizer: Tokenizer, files: Mapping[str, bytes]
+) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
+  """A function from a text to its ids and the bounds of each in it: int32 [n], [n, 2].
+
+  In that text alone a control token's hidden name (see pipeline.py) is the token, with
+  what the file says of white space beside it; all else is text, as for `encode`.
+  """
+  import tokenizers
+
+  spec = pipeline.without(json.loads(files[FILE]), tokenizer.controls, heard=True)
+  runs = tokenizers.Tokenizer.from_str(json.dumps(spec))
+
+  def encode(text: str) -> tuple[np.ndarray, np.ndarray]:
+    found = runs.encode(text, add_special_tokens=False)
+    return np.array(found.ids, np.int32), np.array(found.offsets).reshape(-1, 2)
+
+  return encode
 
 
 def read_spec(path: epath.Path) -> dict[str, Any]:

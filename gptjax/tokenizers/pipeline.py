@@ -58,15 +58,28 @@ def unknown_token(spec: Mapping[str, Any]) -> str | None:
   return name
 
 
-def without(spec: Mapping[str, Any], controls: Mapping[str, int]) -> dict[str, Any]:
-  """The spec that runs: no text gives a control token, nothing is cut or filled up."""
+def hidden_name(index: int) -> str:
+  """What stands for a control token in the spec that runs; text cannot say it."""
+  return f'{HIDDEN}{index}{HIDDEN}'
+
+
+def without(
+  spec: Mapping[str, Any], controls: Mapping[str, int], heard: bool = False
+) -> dict[str, Any]:
+  """The spec that runs: no text gives a control token, nothing is cut or filled up.
+
+  heard: whether hidden names in the text are control tokens.
+  """
   unknown = unknown_token(spec)
   known = ids_by_name(spec)
   hidden = dict(controls)
   if unknown is not None:
     hidden[unknown] = known[unknown]
-  names = {name: f'{HIDDEN}{index}' for name, index in hidden.items()}
+  names = {name: hidden_name(index) for name, index in hidden.items()}
   added = [t for t in spec['added_tokens'] if t['content'] not in names]
+  if heard:
+    there = (t for t in spec['added_tokens'] if t['content'] in controls)
+    added += [dict(t, content=names[t['content']]) for t in there]
   # In the model's vocabulary too, or `tokenizers` would number them anew.
   vocab = {names.get(name, name): index for name, index in known.items()}
   model: dict[str, Any] = dict(spec['model'], dropout=None)

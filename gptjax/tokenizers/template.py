@@ -4,29 +4,26 @@
 
 The ids of control tokens come from code, those of what is said from `encode`, so text
 that imitates a control token stays text. `load` finds the template that belongs to a
-tokenizer: of the folder's `chat_template.jinja`, or this one where there is none.
-
-What is asked for beside the words (`Conversation.control`, `Text.control`) is a line
-each, such as `style: formal` (the idea: Keskar et al. 2019, CTRL, arXiv:1909.05858). In
-a conversation they are the first lines of the system's turn, before a text its first
-lines, with a blank line after them.
+tokenizer: the chat template of Jinja in its folder, or this one where there is none.
 """
 
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from gptjax.lookup import nearest
-from gptjax.tokenizers import store
+from gptjax.tokenizers import jinja, store
+from gptjax.tokenizers.turns import ROLES, check_role, join, with_control
 from gptjax.words import Conversation, Encoded, Mistake, Template, Tokenizer, Turn
 
-ROLES = ('system', 'user', 'assistant', 'tool')
 TURN = '<|turn|>'
 _NEEDED = (store.START, *(f'<|{role}|>' for role in ROLES), TURN)
+_CONFIG = 'tokenizer_config.json'  # Of a published model's folder.
 
 _JINJA = """\
 {{- '<|start|>' -}}
@@ -43,13 +40,45 @@ _JINJA = """\
 
 
 def load(folder: Any, tokenizer: Tokenizer) -> Template | None:
-  """The template in a tokenizer's folder, or our own; None: it has no way to write one.
+  """The template in a tokenizer's folder, of a run's or of a published model's.
+
+  Returns:
+    That of chat_template.jinja, or of tokenizer_config.json; our own where there is
+    none; None where the tokenizer lacks our control tokens too.
 
   Raises:
-    Mistake: a template that is broken.
+    Mistake: a file is broken.
   """
-  del folder
-  return own(tokenizer)
+  folder = epath.Path(folder)
+  config = _json(folder / _CONFIG)
+  if (folder / jinja.FILE).exists():
+    text = (folder / jinja.FILE).read_text()
+  else:
+    text = config.get('chat_template')
+  if isinstance(text, list):  # Several, by name.
+    text = {t['name']: t['template'] for t in text}.get('default')
+  if not text:
+    return own(tokenizer)
+  said = {**config, **_json(folder / jinja.NAMES)}
+  names = {
+    key: value['content'] if isinstance(value, dict) else value
+    for key, value in said.items()
+    if key.endswith('_token') and isinstance(value, str | dict)
+  }
+  return jinja.make(text, tokenizer, names or None)
+
+
+def _json(path: epath.Path) -> dict[str, Any]:
+  """What an optional file holds."""
+  if not path.exists():
+    return {}
+  try:
+    found = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise Mistake(f'{path} is broken: {error}.') from None
+  if not isinstance(found, dict):
+    raise Mistake(f'{path} is broken: no JSON object.')
+  return found
 
 
 def own(tokenizer: Tokenizer) -> Template | None:
@@ -117,43 +146,3 @@ class Controls:
 
   def _ids(self, name: str) -> np.ndarray:
     return np.array([self.tokenizer.controls[name]], np.int32)
-
-
-def check_role(role: str) -> None:
-  """Raises Mistake for a role that is none of ROLES."""
-  if role not in ROLES:
-    raise Mistake(f'a turn has the role {role!r}: {nearest(str(role), ROLES)}')
-
-
-def join(parts: Sequence[Encoded]) -> Encoded:
-  """Several runs of ids with weights as one."""
-  weights = [
-    np.ones(len(part.ids), np.float32) if part.weights is None else part.weights
-    for part in parts
-  ]
-  return Encoded(np.concatenate([part.ids for part in parts]), np.concatenate(weights))
-
-
-def control_lines(control: Sequence[tuple[str, str]]) -> str:
-  """'style: formal', a line each."""
-  return '\n'.join(f'{name}: {value}' for name, value in control)
-
-
-def text_of(text: str, control: Sequence[tuple[str, str]]) -> str:
-  """A document with its control lines before it, a blank line between."""
-  return f'{control_lines(control)}\n\n{text}' if control else text
-
-
-def with_control(conversation: Conversation, system: bool = True) -> tuple[Turn, ...]:
-  """The turns, the first of which begins with the control lines.
-
-  That is the system's turn, a new one where there was none; or, with system=False, for
-  templates that have none, whichever turn comes first.
-  """
-  turns = conversation.turns
-  if not conversation.control:
-    return turns
-  if turns and (turns[0].role == 'system' or not system):
-    first = turns[0]
-    return first._replace(text=text_of(first.text, conversation.control)), *turns[1:]
-  return Turn('system', control_lines(conversation.control)), *turns

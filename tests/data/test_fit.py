@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.data import fit, loader, shards, tokens
-from gptjax.tokenizers import template
+from gptjax.tokenizers import template, turns
 from gptjax.words import Conversation, Label, Mistake, Text, Turn
 from tests.data.fakes import TOKENIZER, words
 
@@ -49,7 +49,7 @@ def recipe(length=None, roles=None):
 
 
 def whole(example, roles=fit.ROLES):
-  return template.join(OWN.encode(example, roles))
+  return turns.join(OWN.encode(example, roles))
 
 
 def test_what_fits_is_kept_whole():
@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_cut_after_an_answer():
 @settings(max_examples=100, deadline=None)
 @given(
   st.lists(
-    st.tuples(st.sampled_from(template.ROLES), st.text('ab é', max_size=9)), max_size=8
+    st.tuples(st.sampled_from(turns.ROLES), st.text('ab é', max_size=9)), max_size=8
   ),
   st.integers(1, 60),
 )
@@ -95,9 +95,9 @@ def test_a_cut_one_ends_with_an_answer_and_none_is_longer_than_a_row(turns, leng
   if found.cut:
     last = [n for n in answers if sizes[n] <= length + 1][-1]
     assert len(found.encoded.ids) == sizes[last]
-  said = [t for n, (r, t) in enumerate(turns) if r == 'assistant']
-  kept = [t for t in said if t][: len(said)]
-  assert found.bytes <= sum(len(t.encode()) for t in kept)
+  kept = 1 + (last if found.cut else len(turns) - 1)
+  said = [text for role, text in turns[:kept] if role == 'assistant']
+  assert found.bytes == len(''.join(said).encode())
 
 
 def test_weights_of_roles_and_turns_multiply():

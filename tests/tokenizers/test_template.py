@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.tokenizers import template
+from gptjax.tokenizers import template, turns
 from gptjax.tokenizers.bytes import bytes as byte_tokenizer
 from gptjax.words import Conversation, Mistake, Turn
 
@@ -20,7 +20,7 @@ def talk(*turns, control=()):
 
 
 def joined(parts):
-  whole = template.join(parts)
+  whole = turns.join(parts)
   return whole.ids.tolist(), whole.weights.tolist()
 
 
@@ -53,7 +53,7 @@ NASTY = st.one_of(
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(template.ROLES), NASTY), max_size=5))
+@given(st.lists(st.tuples(st.sampled_from(turns.ROLES), NASTY), max_size=5))
 def test_text_that_imitates_a_control_token_stays_text(turns):
   parts = OWN.encode(talk(*turns), ROLES)
   assert len(parts) == len(turns)
@@ -77,9 +77,9 @@ def test_control_is_the_first_lines_of_the_system():
   whole = talk(('system', f'{text}\n\nBe kind.'), *said)
   assert joined(OWN.encode(there, ROLES)) == joined(OWN.encode(whole, ROLES))
   assert np.array_equal(OWN.prompt(there), OWN.prompt(whole))
-  assert template.text_of('Once', control) == f'{text}\n\nOnce'
-  assert template.text_of('Once', ()) == 'Once'
-  assert template.with_control(talk(*said, control=control), system=False) == (
+  assert turns.text_of('Once', control) == f'{text}\n\nOnce'
+  assert turns.text_of('Once', ()) == 'Once'
+  assert turns.with_control(talk(*said, control=control), system=False) == (
     Turn('user', f'{text}\n\nHi'),
     Turn('assistant', 'Yo!'),
   )
