@@ -27,6 +27,7 @@ from gptjax.words import (
 )
 
 Say = Callable[[str], None]
+Mixture = Mapping[str, tuple[Task, float | None]]
 Sampler = Callable[[Params], str]  # Weights to Markdown.
 
 
@@ -39,22 +40,22 @@ def make_task(config: Mapping[str, Any], name: str, split: str, data: str) -> Ta
   tasks = config['mixture']['tasks']
   if name not in tasks:
     raise Mistake(f'c.mixture.tasks has no {name!r}: {lookup.nearest(name, tasks)}')
-  task = {k: v for k, v in tasks[name].items() if k != 'weight'}
+  task = {k: v for k, v in tasks[name].items() if k not in ('weight', 'epochs')}
   where = f'c.mixture.tasks.{name}'
   return lookup.make('tasks', task, where, split=split, data=data)
 
 
-def make_mixture(config: Mapping[str, Any], data: str) -> dict[str, tuple[Task, float]]:
-  """The training split of every task of the mixture, with its weight."""
+def make_mixture(config: Mapping[str, Any], data: str) -> Mixture:
+  """The training split of every task of the mixture, with its weight, if it has one."""
   if not config['mixture']['tasks']:
     raise Mistake('c.mixture.tasks is empty: there is nothing to train on.')
   return {
-    name: (make_task(config, name, 'train', data), float(task.get('weight', 1.0)))
+    name: (make_task(config, name, 'train', data), task.get('weight'))
     for name, task in config['mixture']['tasks'].items()
   }
 
 
-def texts(mixture: Mapping[str, tuple[Task, float]]) -> Iterator[str]:
+def texts(mixture: Mixture) -> Iterator[str]:
   """All texts of a mixture, task by task: what a tokenizer is trained on."""
   for task, _ in mixture.values():
     for i in range(len(task)):
@@ -92,7 +93,7 @@ def with_model_of(config: Mapping[str, Any], origin: Origin | None) -> dict[str,
 
 def make_tokenizer(
   config: Mapping[str, Any],
-  mixture: Mapping[str, tuple[Task, float]],
+  mixture: Mixture,
   path: epath.Path,
   given: Origin | None,
   say: Say,
@@ -130,7 +131,7 @@ def make_tokenizer(
 
 def make_source(
   config: Mapping[str, Any],
-  mixture: Mapping[str, tuple[Task, float]],
+  mixture: Mixture,
   tokenizer: Tokenizer,
   path: epath.Path,
   say: Say,
@@ -148,6 +149,9 @@ def make_source(
   """
   given = {k: v for k, v in config['mixture'].items() if k != 'tasks'}
   given |= {'batch_size': config['batch_size'], 'seed': config['seed']}
+  tasks = config['mixture']['tasks']
+  said = {name: task.get('epochs') for name, task in tasks.items()}
+  given['epochs'] = {name: count for name, count in said.items() if count is not None}
   return loader.make_source(
     mixture,
     tokenizer,

@@ -29,12 +29,14 @@ from gptjax.words import Batch, Mistake, Task, Template, Tokenizer, Tree
 
 
 def make_source(
-  tasks: Mapping[str, tuple[Task, float]],
+  tasks: Mapping[str, tuple[Task, float | None]],
   tokenizer: Tokenizer,
   *,
   length: int,
   batch_size: int,
   packing: str = 'best_fit',
+  epochs: Mapping[str, float] | None = None,
+  temperature: float = 1.0,
   template: Template | None = None,
   roles: Mapping[str, float] | None = None,
   seed: int = 0,
@@ -50,11 +52,13 @@ def make_source(
   """Batches of a weighted mixture of tasks.
 
   Args:
-    tasks: by name, with weights: shares of the tokens seen.
+    tasks: by name, with weights: shares of the tokens seen; None: by size.
     tokenizer: its start and end go around each document.
     length: T, tokens of a row.
     batch_size: B, rows of a global batch.
     packing: 'best_fit' or 'concat', see pack.py.
+    epochs: of tasks without weights, how often they are seen when others are once.
+    temperature: above 1, small shares become larger; see mixture.make_weights.
     template: how conversations are written.
     roles: weights of their turns, see fit.py.
     seed: of the order of documents.
@@ -74,24 +78,26 @@ def make_source(
   """
   if not tasks:
     raise Mistake('c.mixture.tasks is empty: name at least one task.')
-  for name, (_, weight) in tasks.items():
-    mixture_lib.check_weight(name, weight)
+  weights = {name: weight for name, (_, weight) in tasks.items()}
+  mixture_lib.make_weights(weights, dict.fromkeys(tasks, 1), epochs, temperature)
   recipe = Recipe(template, make_roles(roles), length)
   tokens = {
-    name: (
-      shards_lib.tokenize(
-        task, tokenizer, shards, recipe=recipe, workers=workers, say=say
-      ),
-      weight,
+    name: shards_lib.tokenize(
+      task, tokenizer, shards, recipe=recipe, workers=workers, say=say
     )
-    for name, (task, weight) in tasks.items()
+    for name, (task, _) in tasks.items()
   }
+  sizes = {name: max(1, t.targets) for name, t in tokens.items()}
+  weights = mixture_lib.make_weights(weights, sizes, epochs, temperature)
   rows = rows_lib.make_rows(
-    tokens, length=length, packing=packing, seed=seed, units=window
+    {name: (t, weights[name]) for name, t in tokens.items()},
+    length=length,
+    packing=packing,
+    seed=seed,
+    units=window,
   )
   mine = _host_rows(batch_size, hosts, host)
-  counted = {name: t for name, (t, _) in tokens.items()}
-  return DataSource(rows, counted, batch_size, mine, prefetch, changed)
+  return DataSource(rows, tokens, batch_size, mine, prefetch, changed)
 
 
 def _host_rows(batch_size: int, hosts: int | None, host: int | None) -> range:

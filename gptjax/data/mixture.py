@@ -66,12 +66,57 @@ def make_mixture(
 
 def check_weight(name: str, weight: Any) -> None:
   """Raises a Mistake where a task's weight is not a finite number above 0."""
-  number = isinstance(weight, int | float) and not isinstance(weight, bool)
-  if not number or not math.isfinite(weight) or weight <= 0:
+  if not _is_positive(weight):
     raise Mistake(
       f'c.mixture.tasks.{name}.weight={weight!r}: a weight is a number above 0; '
       f'leave the task out to draw nothing from it.'
     )
+
+
+def _is_positive(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value) and value > 0
+
+
+def make_weights(
+  weights: Mapping[str, float | None],
+  sizes: Mapping[str, int],
+  epochs: Mapping[str, float] | None = None,
+  temperature: float = 1.0,
+) -> dict[str, float]:
+  """The shares of tokens of tasks, as numbers that need not add up to 1.
+
+  Without weights tasks are seen in proportion to their `sizes` (tokens), so that all
+  have their epochs at the same time; one with epochs=2 twice as often. Share s becomes
+  s ** (1 / temperature): above 1, small tasks are seen more often than their share
+  (Raffel et al. 2020, T5, arXiv:1910.10683, section 3.5.2).
+
+  Raises:
+    Mistake: weights of some tasks only, weight and epochs of one, a number not above 0.
+  """
+  epochs = {**(epochs or {})}
+  for name, value in epochs.items():
+    if not _is_positive(value):
+      raise Mistake(f'c.mixture.tasks.{name}.epochs={value!r}: a number above 0.')
+  if not _is_positive(temperature):
+    raise Mistake(f'c.mixture.temperature={temperature!r}: a number above 0.')
+  said = {name: weight for name, weight in weights.items() if weight is not None}
+  for name, weight in said.items():
+    check_weight(name, weight)
+  if both := said.keys() & epochs.keys():
+    raise Mistake(f'c.mixture.tasks.{min(both)}: weight or epochs, not both.')
+  if said and (bare := weights.keys() - said.keys()):
+    raise Mistake(
+      f'c.mixture.tasks.{min(bare)} has no weight and {min(said)} has one: all of them '
+      'take one, or none (then they are seen in proportion to their size).'
+    )
+  if not said:
+    total = sum(epochs.get(name, 1.0) * sizes[name] for name in weights)
+    said = {name: epochs.get(name, 1.0) * sizes[name] / total for name in weights}
+  if temperature == 1:
+    return said
+  total = sum(said.values())
+  return {name: (weight / total) ** (1 / temperature) for name, weight in said.items()}
 
 
 def _apportion(share: np.ndarray) -> np.ndarray:

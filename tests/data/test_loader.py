@@ -160,6 +160,14 @@ def test_weights_are_shares_of_tokens():
   )
 
 
+def test_without_weights_all_tasks_have_their_epochs_together():
+  tasks = {name: (task, None) for name, (task, _) in TASKS.items()}
+  source = make(tasks, batch_size=32, length=128, epochs={'b': 3})
+  take(source, 60)
+  stats = source.stats()
+  assert stats['b/epochs'] == pytest.approx(3 * stats['a/epochs'], rel=0.02)
+
+
 def test_shards_and_memory_give_the_same_rows(tmp_path):
   settings = dict(length=48, packing='concat', seed=3)
   memory = take(make(**settings), 10)

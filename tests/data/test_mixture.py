@@ -85,3 +85,53 @@ def test_bad_weights(weight):
 def test_a_tiny_share_is_still_drawn():
   m = make({'a': 10, 'b': 10}, {'a': 1.0, 'b': 1e-9})
   assert mixture.drawn(m, mixture.PERIOD).tolist() == [mixture.PERIOD - 1, 1]
+
+
+SIZES = {'a': 100, 'b': 300, 'c': 600}
+
+
+def shares(weights, **settings):
+  found = mixture.make_weights(weights, SIZES, **settings)
+  total = sum(found.values())
+  return {name: weight / total for name, weight in found.items()}
+
+
+def test_without_weights_shares_are_sizes_times_epochs():
+  none = dict.fromkeys(SIZES)
+  assert shares(none) == pytest.approx({'a': 0.1, 'b': 0.3, 'c': 0.6})
+  twice = shares(none, epochs={'a': 2.0})
+  assert twice == pytest.approx({'a': 2 / 11, 'b': 3 / 11, 'c': 6 / 11})
+  assert mixture.make_weights({'a': None}, SIZES) == {'a': 1.0}
+
+
+def test_weights_are_left_as_they_are():
+  weights = {'a': 3.0, 'b': 1.0, 'c': 0.5}
+  assert mixture.make_weights(weights, SIZES) == weights
+
+
+def test_a_temperature_evens_shares_out():
+  none = dict.fromkeys(SIZES)
+  roots = np.sqrt([0.1, 0.3, 0.6])
+  expected = dict(zip(SIZES, roots / roots.sum(), strict=True))
+  assert shares(none, temperature=2.0) == pytest.approx(expected)
+  assert shares({'a': 1.0, 'b': 3.0, 'c': 6.0}, temperature=2.0) == pytest.approx(
+    expected
+  )
+  even = shares(none, temperature=1e9)
+  assert even == pytest.approx(dict.fromkeys(SIZES, 1 / 3))
+
+
+@pytest.mark.parametrize(
+  ('weights', 'settings', 'line'),
+  [
+    ({'a': 1.0, 'b': None}, {}, 'tasks.b has no weight and a has one'),
+    ({'a': 1.0}, dict(epochs={'a': 2}), 'tasks.a: weight or epochs, not both'),
+    ({'a': None}, dict(epochs={'a': 0}), r'tasks\.a\.epochs=0'),
+    ({'a': None}, dict(epochs={'a': float('inf')}), r'tasks\.a\.epochs=inf'),
+    ({'a': 1.0}, dict(temperature=0), r'c\.mixture\.temperature=0'),
+    ({'a': 1.0}, dict(temperature='x'), r'c\.mixture\.temperature='),
+  ],
+)
+def test_mistakes_of_weights(weights, settings, line):
+  with pytest.raises(Mistake, match=line):
+    mixture.make_weights(weights, SIZES, **settings)
