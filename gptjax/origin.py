@@ -39,6 +39,7 @@ class Origin(NamedTuple):
   length: int  # Tokens of context.
   weights: Callable[[], tuple[int, Params]]  # (step, whole tree), on the mesh in force.
   template: Template | None = None  # How it writes conversations, if it can.
+  controls: tuple[str, ...] = ()  # Names of what it was trained to be asked for.
 
 
 def find_origin(
@@ -71,6 +72,15 @@ def find_origin(
     config['mixture']['length'],
     weights,
     template.load(place / 'tokenizer', tokenizer),
+    _controls(config),
+  )
+
+
+def _controls(config: Mapping[str, Any]) -> tuple[str, ...]:
+  """The names of what the data of a run's tasks were controlled by."""
+  tasks = config['mixture']['tasks'].values()
+  return tuple(
+    dict.fromkeys(name for task in tasks for name in task.get('control') or ())
   )
 
 

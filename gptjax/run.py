@@ -10,6 +10,7 @@ from gptjax import files, lookup, sharding
 from gptjax.data import loader
 from gptjax.generate import engine, sampling, text
 from gptjax.origin import Origin, find_origin, make_model
+from gptjax.tasks.conversations import turns_of
 from gptjax.tokenizers import store, template, turns
 from gptjax.words import (
   Conversation,
@@ -24,6 +25,7 @@ from gptjax.words import (
   Template,
   Text,
   Tokenizer,
+  Turn,
 )
 
 Say = Callable[[str], None]
@@ -290,20 +292,71 @@ class Run(NamedTuple):
   step: int
   length: int  # Tokens of context.
   template: Template | None = None  # How it writes conversations, if it can.
+  controls: tuple[str, ...] = ()  # Names of what it was trained to be asked for.
 
-  def generate(self, prompt: str, **settings: Any) -> str:
-    """Continues a text; settings are those of generate.text (max_tokens, seed, ...)."""
+  def generate(self, prompt: text.Prompt, **settings: Any) -> str:
+    """Continues a text, or answers a conversation.
+
+    Settings are those of generate.text (max_tokens, seed, ...); control is a dict of
+    what is asked for: {'style': 'formal'}.
+    """
     return self.generate_all([prompt], **settings)[0].text
 
-  def generate_all(self, prompts: Sequence[str], **settings: Any) -> list[text.Result]:
-    """Continues several texts together."""
+  def generate_all(
+    self,
+    prompts: Sequence[text.Prompt],
+    *,
+    control: Mapping[str, str] | None = None,
+    **settings: Any,
+  ) -> list[text.Result]:
+    """Continues several texts, or answers conversations, together."""
     machine = engine.make_engine(
       self.model,
       self.weights,
       slots=min(8, max(1, len(prompts) * settings.get('n', 1))),
       length=self.length,
     )
-    return text.generate_text(machine, self.tokenizer, prompts, **settings)
+    return text.generate_text(
+      machine,
+      self.tokenizer,
+      prompts,
+      template=self.template,
+      control=self.check_control(control),
+      **settings,
+    )
+
+  def chat(
+    self, messages: Conversation | Sequence[Mapping[str, str]], **settings: Any
+  ) -> str:
+    """What the assistant says next; settings are those of `generate`.
+
+    Args:
+      messages: turns so far, [{'role': 'user', 'content': 'Hi'}], or a Conversation.
+      **settings: of `generate`.
+
+    Raises:
+      Mistake: messages that are none, or a model without a chat template.
+    """
+    if not isinstance(messages, Conversation):
+      try:
+        messages = Conversation(turns_of(list(messages)))
+      except ValueError as error:
+        raise Mistake(f'messages: {error}.') from None
+    return self.generate(messages, **settings).strip()
+
+  def check_control(
+    self, control: Mapping[str, str] | None
+  ) -> tuple[tuple[str, str], ...]:
+    """What is asked for, as pairs.
+
+    Raises:
+      Mistake: the run was trained with control, but not with one of that name.
+    """
+    for name in control or ():
+      if self.controls and name not in self.controls:
+        near = lookup.nearest(name, self.controls)
+        raise Mistake(f'{self.name} knows no control {name!r}: {near}')
+    return tuple((control or {}).items())
 
 
 def open_run(path: Any, step: str | int = '', say: Say = files.say) -> Run:
@@ -331,4 +384,10 @@ def open_run(path: Any, step: str | int = '', say: Say = files.say) -> Run:
     number,
     origin.length,
     origin.template,
+    origin.controls,
   )
+
+
+def said_by_user(prompt: text.Prompt) -> text.Prompt:
+  """A text as the conversation in which a user says it; others as they are."""
+  return Conversation((Turn('user', prompt),)) if isinstance(prompt, str) else prompt

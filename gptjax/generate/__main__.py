@@ -3,6 +3,11 @@
   python -m gptjax.generate --run=runs/small --prompt='Hello, how are'
   python -m gptjax.generate --run=runs/small --prompts=FILE.jsonl --json > answers.jsonl
   python -m gptjax.generate --run=runs/small --prompt=Hi --n=3 --temperature=0.7
+  python -m gptjax.generate --run=runs/chat --chat --prompt=Hi --control=style=formal
+
+With --chat a prompt is what a user says, and the assistant answers; so it does where a
+line of FILE.jsonl holds {"messages": [{"role", "content"}, ...]}. --control asks for
+what the data of the run named so (control=dict(style=...) of a task).
 
 One prompt is answered as the text is made. Several prompts, or answers, come in order,
 each under its prompt; with --json a line each of {"prompt", "text", "tokens",
@@ -41,6 +46,10 @@ OPTIONS = {
   'stop': flags.Flag(
     [], 'Ends an answer before this text; may be repeated.', many=True
   ),
+  'chat': flags.Flag(False, 'Prompts are what a user says to the assistant.'),
+  'control': flags.Flag(
+    [], 'What is asked for, key=value such as style=formal; may be repeated.', many=True
+  ),
   'json': flags.Flag(False, 'JSON lines.'),
 }
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'seed')
@@ -54,10 +63,11 @@ def main(values: types.SimpleNamespace) -> None:
     raise Mistake('one of --prompt=TEXT and --prompts=FILE.jsonl is needed, not both.')
   if '' in values.stop:
     raise Mistake('--stop is empty: it would end every answer before it begins.')
+  control = dict(map(_control, values.control))
   # JAX takes seconds to import; mistakes come first.
   from gptjax import screen
   from gptjax.generate import engine, prompts, sampling, text
-  from gptjax.run import open_run
+  from gptjax.run import open_run, said_by_user
   from gptjax.tokenizers.store import plain
 
   settings: dict[str, Any] = {name: getattr(values, name) for name in SAMPLING}
@@ -66,12 +76,24 @@ def main(values: types.SimpleNamespace) -> None:
   asked = (
     [values.prompt] if values.prompts is None else prompts.read_prompts(values.prompts)
   )
-  asked = [plain(prompt) for prompt in asked]
+  asked = [plain(prompt) if isinstance(prompt, str) else prompt for prompt in asked]
+  if values.chat:
+    asked = [said_by_user(prompt) for prompt in asked]
   screen.compile_cache(True)
   run = open_run(values.run, step=values.step)
+  writing: dict[str, Any] = {
+    'template': run.template,
+    'control': run.check_control(control),
+  }
   size = text.slots_and_length(
-    run.tokenizer, asked, context=run.length, max_tokens=values.max_tokens, n=values.n
+    run.tokenizer,
+    asked,
+    context=run.length,
+    max_tokens=values.max_tokens,
+    n=values.n,
+    **writing,
   )
+  settings |= writing
   machine = engine.make_engine(run.model, run.weights, **size)
   if len(asked) * values.n == 1 and not values.json:
     for piece in text.stream_text(machine, run.tokenizer, asked, **settings):
@@ -82,14 +104,31 @@ def main(values: types.SimpleNamespace) -> None:
     print(_line(result) if values.json else _block(result), flush=True)
 
 
+def _control(given: str) -> tuple[str, str]:
+  key, equals, value = given.partition('=')
+  if not (key and equals and value):
+    raise Mistake(f'--control={given}: allowed is key=value, such as style=formal.')
+  return key, value
+
+
 def _line(result: Any) -> str:
-  names = ('prompt', 'text', 'tokens', 'finish_reason', 'answer')
-  return json.dumps({n: getattr(result, n) for n in names}, ensure_ascii=False)
+  names = ('text', 'tokens', 'finish_reason', 'answer')
+  found = {'prompt': _said(result.prompt)}
+  if not isinstance(result.prompt, str):
+    turns = result.prompt.turns
+    found['messages'] = [{'role': t.role, 'content': t.text} for t in turns]
+  found |= {n: getattr(result, n) for n in names}
+  return json.dumps(found, ensure_ascii=False)
 
 
 def _block(result: Any) -> str:
-  quoted = result.prompt.replace('\n', '\n> ')
+  quoted = _said(result.prompt).replace('\n', '\n> ')
   return f'> {quoted}\n{result.text}\n'
+
+
+def _said(prompt: Any) -> str:
+  """A text, or what is said last in a conversation."""
+  return prompt if isinstance(prompt, str) else prompt.turns[-1].text
 
 
 if __name__ == '__main__':

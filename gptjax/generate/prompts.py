@@ -1,14 +1,18 @@
-"""A file of prompts: JSON lines of {"prompt": "text", ...}, or of plain strings."""
+"""A file of prompts: JSON lines of {"prompt": "text", ...}, or of plain strings.
+
+Lines of {"messages": [{"role": "user", "content": "text"}, ...]} are conversations.
+"""
 
 import json
 import os
 
 from etils import epath
 
-from gptjax.words import Mistake
+from gptjax.tasks.conversations import turns_of
+from gptjax.words import Conversation, Mistake
 
 
-def read_prompts(path: str | os.PathLike[str]) -> list[str]:
+def read_prompts(path: str | os.PathLike[str]) -> list[str | Conversation]:
   """The prompts of a file in order; blank lines and other fields are passed over.
 
   Raises:
@@ -31,7 +35,7 @@ def read_prompts(path: str | os.PathLike[str]) -> list[str]:
   return prompts
 
 
-def _prompt(line: bytes, where: str) -> str:
+def _prompt(line: bytes, where: str) -> str | Conversation:
   try:
     record = json.loads(line)
   except UnicodeDecodeError:
@@ -39,6 +43,11 @@ def _prompt(line: bytes, where: str) -> str:
   except (ValueError, RecursionError) as e:
     raise Mistake(f'{where}: no JSON: {e}.') from None
   if isinstance(record, dict):
+    if 'messages' in record:
+      try:
+        return Conversation(turns_of(record['messages']))
+      except ValueError as e:
+        raise Mistake(f'{where}: {e}.') from None
     if 'prompt' not in record:
       raise Mistake(f'{where}: no field "prompt"; fields: {", ".join(record)}.')
     record = record['prompt']

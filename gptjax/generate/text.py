@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 from gptjax.generate.engine import Engine
 from gptjax.generate.sampling import Settings
 from gptjax.generate.schedule import Event, Request, check, generate
-from gptjax.words import Mistake, Tokenizer
+from gptjax.tokenizers.turns import text_of
+from gptjax.words import Conversation, Mistake, Template, Tokenizer
 
-Prompt = str | Sequence[int]  # A text, or ids to continue as they are.
+# A text to continue, ids to continue as they are, or a conversation to be answered.
+Prompt = str | Sequence[int] | Conversation
+Control = Sequence[tuple[str, str]]  # What is asked for: ('style', 'formal').
 
 
 class Piece(NamedTuple):
@@ -88,6 +91,8 @@ def stream_text(
   n: int = 1,
   stop: str | Sequence[str] = (),
   stop_ids: Sequence[int] | None = None,
+  template: Template | None = None,
+  control: Control = (),
   **settings: Any,
 ) -> Iterator[Piece]:
   """Continues the prompts together, a piece for each token as it is made.
@@ -95,22 +100,31 @@ def stream_text(
   Args:
     engine: of `make_engine`.
     tokenizer: of the engine's model.
-    prompts: texts, each put after the start token, or ids.
+    prompts: texts, each put after the start token; ids; or conversations, whose next
+      turn the assistant says.
     max_tokens: new tokens of an answer; None: until the context is full.
     n: answers to each prompt; answer i draws with seed + i.
     stop: strings that end an answer and are no part of it.
-    stop_ids: tokens that do so; None: the end token.
+    stop_ids: tokens that do so; None: the end token, in conversations the template's.
+    template: how conversations are written.
+    control: what is asked for, of all texts and conversations.
     **settings: temperature, top_k, top_p, min_p, repetition_penalty, seed.
 
   Raises:
-    Mistake: a setting out of range, or a prompt that does not fit the context.
+    Mistake: a setting out of range, a prompt that does not fit the context, or a
+      conversation where there is no template.
   """
   stops = [stop] if isinstance(stop, str) else list(stop)
   if '' in stops:
     raise Mistake('stop: an empty string would end every answer before it begins.')
-  ends = frozenset([tokenizer.end] if stop_ids is None else stop_ids)
   requests = [
-    Request(ids_of(tokenizer, prompt), max_tokens, Settings(**settings), ends, n)
+    Request(
+      ids_of(tokenizer, prompt, template, control),
+      max_tokens,
+      Settings(**settings),
+      frozenset(_ends(tokenizer, prompt, template) if stop_ids is None else stop_ids),
+      n,
+    )
     for prompt in prompts
   ]
   for number, request in enumerate(requests):
@@ -129,6 +143,8 @@ def slots_and_length(
   context: int,
   max_tokens: int | None = 128,
   n: int = 1,
+  template: Template | None = None,
+  control: Control = (),
   most: int = 8,
 ) -> dict[str, int]:
   """For `make_engine`: no more slots, and no longer ones, than the prompts need.
@@ -142,19 +158,47 @@ def slots_and_length(
     context: tokens that the model takes.
     max_tokens: as of `stream_text`.
     n: as of `stream_text`.
+    template: as of `stream_text`.
+    control: as of `stream_text`.
     most: slots.
   """
-  longest = max((len(ids_of(tokenizer, prompt)) for prompt in prompts), default=1)
+  sizes = [len(ids_of(tokenizer, prompt, template, control)) for prompt in prompts]
+  longest = max(sizes, default=1)
   needed = context if max_tokens is None else longest + max_tokens
   length = min(context, -(-needed // 128) * 128)
   return {'slots': max(1, min(most, n * len(prompts))), 'length': length}
 
 
-def ids_of(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-  """The start token and a text's ids; given ids as they are."""
+def ids_of(
+  tokenizer: Tokenizer,
+  prompt: Prompt,
+  template: Template | None = None,
+  control: Control = (),
+) -> list[int]:
+  """The start token and a text's ids; a conversation's; given ids as they are.
+
+  Raises:
+    Mistake: a conversation, and there is no template.
+  """
   if isinstance(prompt, str):
-    return [tokenizer.start, *tokenizer.encode(prompt).tolist()]
-  return list(prompt) or [tokenizer.start]
+    return [tokenizer.start, *tokenizer.encode(text_of(prompt, control)).tolist()]
+  if not isinstance(prompt, Conversation):
+    return list(prompt) or [tokenizer.start]
+  if template is None:
+    raise Mistake(
+      f'the tokenizer {tokenizer.name} has neither a chat template nor our control '
+      'tokens: a conversation cannot be written with it.'
+    )
+  if control:
+    prompt = prompt._replace(control=tuple(control))
+  return template.prompt(prompt).tolist()
+
+
+def _ends(
+  tokenizer: Tokenizer, prompt: Prompt, template: Template | None
+) -> Sequence[int]:
+  chat = isinstance(prompt, Conversation) and template is not None
+  return template.stops if chat else [tokenizer.end]
 
 
 def _stream(

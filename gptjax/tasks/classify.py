@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gptjax.lookup import nearest
-from gptjax.sources import jsonl, names, parquet, table
 from gptjax.sources.records import Records
 from gptjax.tasks import split as splitting
-from gptjax.tasks.examples import DROP, field_of, make_task, text_of
-from gptjax.tasks.find import locate, of_split
+from gptjax.tasks.examples import DROP, ask, field_of, make_task, open_records, text_of
+from gptjax.tasks.find import of_split
 from gptjax.tasks.split import Documents
-from gptjax.words import Conversation, Label, Mistake, Turn
+from gptjax.words import Conversation, Label, Mistake
 
 FORMS = ('label', 'conversation', 'number')
 BY = ('hash', 'class')
@@ -66,7 +65,7 @@ def classify(
     raise Mistake(f'control is of form="conversation" only, not of {form!r}.')
   shares = splitting.fractions(splits)
   path, split, shares = of_split(path, split, shares, val_path, test_path)
-  records = _open(locate(path, data), on_bad)
+  records = open_records(path, data, on_bad)
   values = {} if form == 'number' else _values(records, label, labels, on_bad)
   make: Callable[[Mapping[str, Any]], Any] = functools.partial(
     {'label': _label, 'conversation': _conversation, 'number': _number}[form],
@@ -91,15 +90,6 @@ def classify(
     labels=tuple(values.values()),
     grade=_grade if form == 'conversation' else None,
   )
-
-
-def _open(files: Sequence[str], on_bad: str) -> Records:
-  kinds = {names.format_of(file) for file in files}
-  if kinds == {'jsonl'}:
-    return jsonl.jsonl(files, on_bad)
-  if kinds == {'parquet'}:
-    return parquet.parquet(files, on_bad)
-  return table.table(files, on_bad)
 
 
 def _values(
@@ -158,9 +148,7 @@ def _conversation(
   instruction: str,
   record: Mapping[str, Any],
 ) -> Conversation:
-  turns = [Turn('system', instruction)] if instruction else []
-  turns.append(Turn('user', text_of(record, text)))
-  return Conversation((*turns, Turn('assistant', _name(field, values, record))))
+  return ask(text_of(record, text), _name(field, values, record), instruction)
 
 
 def _grade(example: Conversation, answer: str) -> float:

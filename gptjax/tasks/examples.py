@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from gptjax.lookup import nearest
+from gptjax.sources import jsonl, names, parquet, table
 from gptjax.sources.records import Records
 from gptjax.tasks import split as splitting
+from gptjax.tasks.find import locate, of_split
 from gptjax.tasks.split import Documents
-from gptjax.words import Conversation, Example, Label, Mistake, Text
+from gptjax.words import Conversation, Example, Label, Mistake, Text, Turn
 
 Make = Callable[[Mapping[str, Any]], Example]  # Raises ValueError with what is wrong.
 DROP = 0.1  # Share of the training examples that are shown without a control.
@@ -78,20 +80,61 @@ def make_task(
   if by == 'class' and classify is not None:
     classes = np.array([classify(records[int(i)]) for i in found.indices])
   chosen = splitting.choose(found, split, shares, by, name, _cure(where), classes)
-  drop = control_drop if split == 'train' and control else 0.0
-  said = [kind, *(f'{key}={field}' for key, field in (control or {}).items())]
-  said += [f'drop={drop}'] if drop else []
+  read = whole
+  if control and split == 'train':
+    read = functools.partial(dropped, whole, control_drop)
   return Documents(
     name=name,
     kind=kind,
     indices=found.indices[chosen],
-    read=functools.partial(_dropped, whole, drop) if drop else whole,
+    read=read,
     place=records.where,
-    digest=splitting.digest('/'.join(said), found.prints[chosen]),
+    digest=splitting.digest(
+      digest_kind(kind, control, control_drop, split), found.prints[chosen]
+    ),
     skipped=records.skipped + found.skipped,
     answers=functools.partial(_answers, records, answers) if answers else None,
     **further,
   )
+
+
+def file_task(
+  path: str,
+  kind: str,
+  make: Make,
+  *,
+  split: str,
+  splits: Mapping[str, float] | None,
+  val_path: str | None,
+  test_path: str | None,
+  on_bad: str,
+  data: str | None,
+  **settings: Any,
+) -> Documents:
+  """`make_task` over the records of files, or of a set of the folder of data sets."""
+  name, shares = path, splitting.fractions(splits)
+  path, split, shares = of_split(path, split, shares, val_path, test_path)
+  records = open_records(path, data, on_bad)
+  return make_task(
+    name, kind, records, make, split=split, shares=shares, on_bad=on_bad, **settings
+  )
+
+
+def open_records(path: str, data: str | None, on_bad: str) -> Records:
+  """Records of JSON lines, Parquet or tables, as the names of the files say.
+
+  path: as of `find.locate`.
+
+  Raises:
+    Mistake: no such file, or bad input.
+  """
+  files = locate(path, data)
+  kinds = {names.format_of(file) for file in files}
+  if kinds == {'jsonl'}:
+    return jsonl.jsonl(files, on_bad)
+  if kinds == {'parquet'}:
+    return parquet.parquet(files, on_bad)
+  return table.table(files, on_bad)
 
 
 def check_control(control: Mapping[str, str] | None, drop: float) -> None:
@@ -141,6 +184,22 @@ def field_of(record: Mapping[str, Any], field: str) -> Any:
   return value
 
 
+def ask(
+  question: str, answer: str, instruction: str = '', role: str = 'system'
+) -> Conversation:
+  """A question and its answer; the instruction is a system's turn, or before it."""
+  turns = [Turn('system', instruction)] if instruction and role == 'system' else []
+  if instruction and role == 'user':
+    question = f'{instruction}\n\n{question}'
+  return Conversation((*turns, Turn('user', question), Turn('assistant', answer)))
+
+
+def check_role(role: str) -> None:
+  """Raises Mistake unless an instruction can be a turn, or part of one, of `role`."""
+  if role not in ('system', 'user'):
+    raise Mistake(f'role={role!r}: allowed are system and user.')
+
+
 def text_of(record: Mapping[str, Any], field: str) -> str:
   """The text of a field, without white space around it.
 
@@ -169,7 +228,14 @@ def _answers(
   return answers(records[index])
 
 
-def _dropped(read: Callable[[int], Any], drop: float, index: int) -> Any:
+def digest_kind(
+  kind: str, control: Mapping[str, str] | None, drop: float, split: str
+) -> str:
+  """The kind of a split's documents as its digest has it: with what is dropped."""
+  return f'{kind}/drop={drop}' if control and split == 'train' else kind
+
+
+def dropped(read: Callable[[int], Any], drop: float, index: int) -> Any:
   """The example without those of its controls that its hash says."""
   example = read(index)
   content = _content(example)

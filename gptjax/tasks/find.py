@@ -1,6 +1,8 @@
 """Where data sets lie: --data=DIR, then c.data, then GPTJAX_DATA."""
 
 import difflib
+import fnmatch
+import glob
 import os
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -22,6 +24,23 @@ class Known(NamedTuple):
 
 
 SETS = {
+  'alpaca_small': Known(
+    'alpaca_small/instructions.json',
+    'github.com/rasbt/LLMs-from-scratch, '
+    'ch07/01_main-chapter-code/instruction-data.json',
+    'Apache-2.0',
+  ),
+  'boolq': Known(
+    'core/boolq.jsonl',
+    'github.com/mosaicml/llm-foundry, scripts/eval/local_data/reading_comprehension',
+    'repository Apache-2.0, questions CC BY-SA 3.0',
+  ),
+  'gsm8k': Known(
+    'gsm8k/train.jsonl',
+    'github.com/openai/grade-school-math, grade_school_math/data',
+    'MIT',
+    test='gsm8k/test.jsonl',
+  ),
   'hatespeech': Known(
     'hatespeech/labeled_data.csv',
     'github.com/t-davidson/hate-speech-and-offensive-language, data/labeled_data.csv',
@@ -34,10 +53,28 @@ SETS = {
     val='multi30k/val.{}.gz',
     test='multi30k/test_2016_flickr.{}.gz',
   ),
+  'scitldr': Known(
+    'scitldr/train.jsonl',
+    'github.com/allenai/scitldr, SciTLDR-Data/SciTLDR-A',
+    'Apache-2.0',
+    val='scitldr/dev.jsonl',
+    test='scitldr/test.jsonl',
+  ),
+  'sgd': Known(
+    'sgd/train/dialogues_*.json',
+    'github.com/google-research-datasets/dstc8-schema-guided-dialogue, train and dev',
+    'CC BY-SA 4.0',
+    val='sgd/dev/dialogues_*.json',
+  ),
   'tinyshakespeare': Known(
     'tinyshakespeare/input.txt',
     'github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt',
     'text in the public domain, repository MIT',
+  ),
+  'triviaqa': Known(
+    'core/triviaqa_sm_sub.jsonl',
+    'github.com/mosaicml/llm-foundry, scripts/eval/local_data/world_knowledge',
+    'repository Apache-2.0, questions Apache-2.0',
   ),
 }
 
@@ -61,7 +98,7 @@ def find_data(name: str, data: str | None = None) -> str:
       f'GPTJAX_DATA.{origin}'
     )
   path = epath.Path(folder) / (SETS[name].file if name in SETS else name)
-  if not path.exists():
+  if not (path.parent if glob.has_magic(path.name) else path).exists():
     near = '' if known else _near(name, folder)
     raise Mistake(
       f'data set {name!r}: no {path} (folder searched: {folder}).{near}{origin}'
@@ -76,7 +113,7 @@ def locate(path: str, data: str | None) -> list[str]:
     Mistake: none there; which folders were searched.
   """
   folder = data_folder(data)
-  if _known(path) and (folder or not os.path.exists(path)):
+  if path and _known(path) and (folder or not os.path.exists(path)):
     return names.find(find_data(path, data))
   try:
     return names.find(path)
@@ -91,9 +128,13 @@ def locate(path: str, data: str | None) -> list[str]:
       raise Mistake(f'{mistake} Also {second}') from None
 
 
-def _known(name: str | None) -> Known | None:
+def _known(name: str) -> Known | None:
   """The set of this name, or the one that a file of this name belongs to."""
-  return SETS.get((name or '').split('/')[0])
+  for known in SETS.values():
+    for file in filter(None, (known.file, known.val, known.test)):
+      if fnmatch.fnmatchcase(name, file.replace('{}', '*')):
+        return known
+  return SETS.get(name)
 
 
 def of_split(

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,13 @@ from gptjax.sources import hf, jsonl, names, parquet, tfds
 from gptjax.sources import text as sources_text
 from gptjax.sources.records import Records, check_on_bad
 from gptjax.tasks import split as splitting
+from gptjax.tasks.examples import (
+  DROP,
+  check_control,
+  digest_kind,
+  dropped,
+  read_control,
+)
 from gptjax.tasks.find import data_folder, locate, of_split
 from gptjax.tasks.split import Documents
 from gptjax.words import Mistake, Text
@@ -32,6 +40,8 @@ def text(
   splits: Mapping[str, float] | None = None,
   by: str = 'hash',
   val_path: str | None = None,
+  control: Mapping[str, str] | None = None,
+  control_drop: float = DROP,
   on_bad: str = 'error',
   data: str | None = None,
   where: str = '',
@@ -49,6 +59,7 @@ def text(
   by: hash of each document, or position in the whole text. By position one document
     alone is cut itself, to the byte.
   val_path: a file of its own for val; train and test then share the rest.
+  control, control_drop: fields of the records, see examples.make_task.
   on_bad: error, or skip: bad records are passed over and counted in `skipped`.
   data: the folder of data sets; None is GPTJAX_DATA.
   where: the config key of these arguments, for messages that say what to type.
@@ -57,26 +68,36 @@ def text(
     Mistake: nothing found, bad input, an empty split (with what to change).
   """
   check_on_bad(on_bad)
+  check_control(control, control_drop)
   _check('by', by, _BY)
   shares = splitting.fractions(splits)
   if val_path:
     path, split, shares = of_split(path, split, shares, val_path, None)
   splitting.check_split(split, shares, path)
-  records, kind = _open(path, document, field, format, on_bad, data)
-  found = splitting.survey(records, functools.partial(_content, records, field), on_bad)
+  control = dict(control or {})
+  fields = [field, *control.values()]
+  records, kind = _open(path, document, fields, format, on_bad, data)
+  content = functools.partial(_content, records, field)
+  said = functools.partial(_said, records, field, control)
+  found = splitting.survey(records, said, on_bad, content if control else None)
   skipped = records.skipped + found.skipped
   if not len(found.indices):
     raise Mistake(f'{path} holds no document ({skipped} bad ones skipped).')
-  read = functools.partial(_read, records, field)
+  read = functools.partial(_read, records, field, control)
+  if control and split == 'train':
+    read = functools.partial(dropped, read, control_drop)
   task = Documents(path, 'text', found.indices, read, records.where, '', skipped)
-  if by == 'position' and len(found.indices) == 1 and split != 'all':
+  alone = len(found.indices) == 1 and not control
+  if by == 'position' and alone and split != 'all':
     return _piece(task, splitting.bounds(int(found.sizes[0]), shares)[split], split)
   cure = _cure(document if kind == 'text' else '', by, where)
   chosen = splitting.choose(found, split, shares, by, path, cure)
   return dataclasses.replace(
     task,
     indices=found.indices[chosen],
-    digest=splitting.digest('text', found.prints[chosen]),
+    digest=splitting.digest(
+      digest_kind('text', control, control_drop, split), found.prints[chosen]
+    ),
   )
 
 
@@ -86,9 +107,14 @@ def _check(key: str, value: str, allowed: Sequence[str]) -> None:
 
 
 def _open(
-  path: str, document: str, field: str, kind: str | None, on_bad: str, data: str | None
+  path: str,
+  document: str,
+  fields: Sequence[str],
+  kind: str | None,
+  on_bad: str,
+  data: str | None,
 ) -> tuple[Records, str]:
-  """The records that `path` names, and their format."""
+  """The records that `path` names, `fields` of them, and their format."""
   if kind is not None:
     _check('format', kind, _FORMATS)
   prefix, _, rest = (path or '').partition(':')
@@ -109,7 +135,7 @@ def _open(
     return sources_text.text(files, document, on_bad), kind
   if kind == 'jsonl':
     return jsonl.jsonl(files, on_bad), kind
-  return parquet.parquet(files, on_bad, columns=[field]), kind
+  return parquet.parquet(files, on_bad, columns=list(fields)), kind
 
 
 def _open_set(kind: str, name: str, split: str, data: str | None) -> Records:
@@ -143,8 +169,19 @@ def _content(records: Records, field: str, index: int) -> bytes:
   return _text(records, field, index).encode()
 
 
-def _read(records: Records, field: str, index: int) -> Text:
-  return Text(_text(records, field, index))
+def _said(
+  records: Records, field: str, control: Mapping[str, str], index: int
+) -> bytes:
+  """What decides the tokens of a document: its text, and what is asked for."""
+  content = _content(records, field, index)
+  if not control:
+    return content
+  return content + json.dumps(read_control(records[index], control)).encode()
+
+
+def _read(records: Records, field: str, control: Mapping[str, str], index: int) -> Text:
+  asked = read_control(records[index], control) if control else ()
+  return Text(_text(records, field, index), asked)
 
 
 def _piece(task: Documents, bound: tuple[int, int], split: str) -> Documents:
@@ -158,7 +195,8 @@ def _piece(task: Documents, bound: tuple[int, int], split: str) -> Documents:
 
 
 def _read_piece(read: Callable[[int], Any], start: int, end: int, index: int) -> Text:
-  return Text(splitting.cut_text(read(index).text, start, end))
+  whole = read(index)
+  return whole._replace(text=splitting.cut_text(whole.text, start, end))
 
 
 def _cure(document: str, by: str, where: str) -> str:

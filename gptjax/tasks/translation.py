@@ -6,10 +6,10 @@ from typing import Any
 
 from gptjax.sources.aligned import aligned
 from gptjax.tasks import split as splitting
-from gptjax.tasks.examples import make_task, text_of
+from gptjax.tasks.examples import ask, check_role, make_task, text_of
 from gptjax.tasks.find import locate, of_split
 from gptjax.tasks.split import Documents
-from gptjax.words import Conversation, Mistake, Turn
+from gptjax.words import Conversation, Mistake
 
 INSTRUCTION = 'Translate from {source} to {target}.'
 LANGUAGES = {
@@ -51,8 +51,7 @@ def translation(
   Raises:
     Mistake: no such files, or of different lengths; bad input; an empty split.
   """
-  if role not in ('system', 'user'):
-    raise Mistake(f'role={role!r}: allowed are system and user.')
+  check_role(role)
   name = f'{path} {source}-{target}'
   shares = splitting.fractions(splits)
   path, split, shares = of_split(path, split, shares, val_path, test_path)
@@ -76,8 +75,4 @@ def translation(
 
 
 def _conversation(said: str, role: str, record: Mapping[str, Any]) -> Conversation:
-  text = text_of(record, 'source')
-  turns = [Turn('user', f'{said}\n{text}' if said and role == 'user' else text)]
-  if said and role == 'system':
-    turns.insert(0, Turn('system', said))
-  return Conversation((*turns, Turn('assistant', text_of(record, 'target'))))
+  return ask(text_of(record, 'source'), text_of(record, 'target'), said, role)

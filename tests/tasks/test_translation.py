@@ -28,7 +28,7 @@ def test_a_line_is_asked_and_answered(files):
   assert task.where(7) == f'{files}/train.en:8'
   back = translation(path, 'de', 'en', 'all', instruction='To {target}:', role='user')
   assert back.example(0).turns == (
-    Turn('user', 'To English:\nZeile 0'),
+    Turn('user', 'To English:\n\nZeile 0'),
     Turn('assistant', 'line 0'),
   )
   bare = translation(path, split='all', instruction='')
