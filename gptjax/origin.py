@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from gptjax import checkpoint, folder, lookup, sharding, tree
@@ -26,6 +27,7 @@ class Origin(NamedTuple):
   tokenizer: Tokenizer
   length: int  # Tokens of context.
   weights: Callable[[], tuple[int, Params]]  # (step, whole tree), on the mesh in force.
+  source: Mapping[str, Any] = {}  # Of published weights, what only other tools ask for.
 
 
 def find_origin(
@@ -51,7 +53,14 @@ def find_origin(
     model = make_model(config['model'], tokenizer)
     return read_weights(place, config, model, step, say)
 
-  return Origin(name, config['model'], tokenizer, config['mixture']['length'], weights)
+  return Origin(
+    name,
+    config['model'],
+    tokenizer,
+    config['mixture']['length'],
+    weights,
+    config.get('source', {}),
+  )
 
 
 def _find_published(name: str, say: Say) -> Published | None:
@@ -86,7 +95,15 @@ def _from_published(name: str, found: Published) -> Origin:
     )
     return 0, found.load(abstract)
 
-  return Origin(name, model, tokenizer, c.length, weights)
+  source = {
+    'name': name,
+    'family': found.kind,
+    'dtype': found.dtype,
+    'special': found.special,
+    'generation': found.generation,
+    'template': found.template,
+  }
+  return Origin(name, model, tokenizer, c.length, weights, source)
 
 
 def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
@@ -96,7 +113,18 @@ def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
 
 
 def make_optimizer(config: Mapping[str, Any], model: Model) -> Optimizer:
-  """The optimizer of `c.optim` for `c.steps` steps."""
+  """The optimizer of `c.optim` for `c.steps` steps.
+
+  A run that holds published weights was not trained and has none.
+  """
+  if 'optim' not in config:
+    return Optimizer(
+      init=lambda params: {},
+      update=lambda grads, opt_state, params, step: (params, opt_state),
+      weights=lambda opt_state, params, frozen: params,
+      rate=lambda step: jnp.zeros(()),
+      axes=lambda names: {},
+    )
   return lookup.make(
     'optim',
     config['optim'],
