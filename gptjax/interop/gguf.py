@@ -192,20 +192,19 @@ def write(
     block, size = gguf.GGML_QUANT_SIZES[kind]
     offset += -(-math.prod(tensor.shape) // block * size // _ALIGN) * _ALIGN
   with path.open('wb') as file:
-    file.write(_aligned(b''.join(head)))
+    data = b''.join(head)
+    file.write(data + bytes(-len(data) % _ALIGN))
     for tensor, kind in zip(tensors, kinds, strict=True):
       array = np.ascontiguousarray(tensor.read(), np.float32)
-      file.write(_aligned(gguf.quantize(array, kind).tobytes()))
+      array = gguf.quantize(array, kind).reshape(-1).view(np.uint8)
+      file.write(array.data)
+      file.write(bytes(-array.size % _ALIGN))
 
 
 def _written(shape: Sequence[int], dtype: str) -> str:
   if len(shape) == 1:
     return 'F32'
   return 'F16' if dtype == 'q8_0' and shape[-1] % 32 else WRITTEN[dtype]
-
-
-def _aligned(data: bytes) -> bytes:
-  return data + bytes(-len(data) % _ALIGN)
 
 
 def _packed(text: str) -> bytes:
