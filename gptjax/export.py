@@ -46,6 +46,8 @@ def convert(
   """
   kind, _, rest = target.partition(':')
   kind = kind if kind in ('hf', 'gguf') else 'run'
+  if kind != 'run' and not rest:
+    raise Mistake(f'--target={target}: a name is missing.')
   place = files.absolute(epath.Path(target if kind == 'run' else rest).expanduser())
   _check_target(target, kind, place, dtype)
   origin = find_origin(source, step, say)
@@ -75,8 +77,6 @@ def convert(
 def _check_target(target: str, kind: str, place: epath.Path, dtype: str) -> None:
   if dtype and kind == 'run':
     raise Mistake('--dtype is for hf:DIR and gguf:FILE; a run folder holds float32.')
-  if not place.name:
-    raise Mistake(f'--target={target}: a name is missing.')
   if place.exists() and not (place.is_dir() and not any(place.iterdir())):
     raise Mistake(f'--target={target} is there already: give another, or remove it.')
   if place.exists() and kind == 'gguf':

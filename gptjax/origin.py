@@ -46,7 +46,10 @@ def find_origin(
   if found := _find_published(name, say):
     return _from_published(name, found)
   place = epath.Path(name)
-  config = folder.read_config(place)
+  try:
+    config = folder.read_config(place)
+  except Mistake as mistake:
+    raise Mistake(f'{mistake}{_hint(place)}') from None
   tokenizer = store.load(place / 'tokenizer')
 
   def weights() -> tuple[int, Params]:
@@ -73,6 +76,14 @@ def _find_published(name: str, say: Say) -> Published | None:
   if name == 'smollm2':
     return published.read_gguf(smollm2.find(say))
   return None
+
+
+def _hint(place: epath.Path) -> str:
+  """What may have been meant by a name that is no run folder's."""
+  file = place / 'config.json'
+  if file.exists() and b'"model_type"' in file.read_bytes():
+    return f' It may be published weights: hf:{place}.'
+  return f' A GGUF file is gguf:{place}.' if place.suffix == '.gguf' else ''
 
 
 def _from_published(name: str, found: Published) -> Origin:

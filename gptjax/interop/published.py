@@ -112,6 +112,8 @@ def fetch(name: str) -> epath.Path:
   Raises:
     Mistake: neither is there.
   """
+  if not name:
+    raise Mistake('hf: wants a folder or a name of the hub behind it.')
   folder = epath.Path(name).expanduser()
   if folder.is_dir():
     return folder
