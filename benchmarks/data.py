@@ -47,6 +47,7 @@ class Draws:
   """A tokenizer that draws as many ids as the text says."""
 
   name, size, start, end, digest = 'draws', 50_002, 50_000, 50_001, 'draws'
+  files: dict[str, bytes] = {}
   controls: dict[str, int] = {}
 
   def encode(self, text: str) -> np.ndarray:

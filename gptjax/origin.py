@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from gptjax import checkpoint, files, folder, lookup, sharding, tree
@@ -40,6 +41,7 @@ class Origin(NamedTuple):
   weights: Callable[[], tuple[int, Params]]  # (step, whole tree), on the mesh in force.
   template: Template | None = None  # How it writes conversations, if it can.
   controls: tuple[str, ...] = ()  # Names of what it was trained to be asked for.
+  source: Mapping[str, Any] = {}  # Of published weights, what only other tools ask for.
 
 
 def find_origin(
@@ -58,7 +60,10 @@ def find_origin(
   if found := _find_published(name, say):
     return _from_published(name, found)
   place = epath.Path(name)
-  config = folder.read_config(place)
+  try:
+    config = folder.read_config(place)
+  except Mistake as mistake:
+    raise Mistake(f'{mistake}{_hint(place)}') from None
   tokenizer = store.load(place / 'tokenizer')
 
   def weights() -> tuple[int, Params]:
@@ -73,12 +78,13 @@ def find_origin(
     weights,
     template.load(place / 'tokenizer', tokenizer),
     _controls(config),
+    config.get('source', {}),
   )
 
 
 def _controls(config: Mapping[str, Any]) -> tuple[str, ...]:
   """The names of what the data of a run's tasks were controlled by."""
-  tasks = config['mixture']['tasks'].values()
+  tasks = config['mixture'].get('tasks', {}).values()
   return tuple(
     dict.fromkeys(name for task in tasks for name in task.get('control') or ())
   )
@@ -94,6 +100,14 @@ def _find_published(name: str, say: Say) -> Published | None:
   if name == 'smollm2':
     return published.read_gguf(smollm2.find(say))
   return None
+
+
+def _hint(place: epath.Path) -> str:
+  """What may have been meant by a name that is no run folder's."""
+  file = place / 'config.json'
+  if file.exists() and b'"model_type"' in file.read_bytes():
+    return f' It may be published weights: hf:{place}.'
+  return f' A GGUF file is gguf:{place}.' if place.suffix == '.gguf' else ''
 
 
 def _from_published(name: str, found: Published) -> Origin:
@@ -116,9 +130,17 @@ def _from_published(name: str, found: Published) -> Origin:
     )
     return 0, found.load(abstract)
 
+  source = {
+    'name': name,
+    'family': found.kind,
+    'dtype': found.dtype,
+    'special': found.special,
+    'generation': found.generation,
+    'template': found.template,
+  }
   text = found.template
   form = jinja.make(text, tokenizer) if text else template.own(tokenizer)
-  return Origin(name, model, tokenizer, c.length, weights, form)
+  return Origin(name, model, tokenizer, c.length, weights, form, source=source)
 
 
 def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
@@ -128,7 +150,18 @@ def make_model(settings: Mapping[str, Any], tokenizer: Tokenizer) -> Model:
 
 
 def make_optimizer(config: Mapping[str, Any], trained: Trained) -> Optimizer:
-  """The optimizer of `c.optim` for `c.steps` steps."""
+  """The optimizer of `c.optim` for `c.steps` steps.
+
+  A run that holds published weights was not trained and has none.
+  """
+  if 'optim' not in config:
+    return Optimizer(
+      init=lambda params: {},
+      update=lambda grads, opt_state, params, step: (params, opt_state),
+      weights=lambda opt_state, params, frozen: params,
+      rate=lambda step: jnp.zeros(()),
+      axes=lambda names: {},
+    )
   return lookup.make(
     'optim',
     config['optim'],

@@ -252,6 +252,9 @@ class Tokenizer(Protocol):
   @property
   def digest(self) -> str: ...  # sha256 (hex) of what decides the ids.
 
+  @property
+  def files(self) -> Mapping[str, bytes]: ...  # By name, what it is read from.
+
   def encode(self, text: str) -> np.ndarray: ...  # int32, no control tokens
 
   def decode(self, ids: Sequence[int]) -> str: ...  # Control tokens vanish.

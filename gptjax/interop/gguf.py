@@ -27,6 +27,7 @@ _NUMBERS = {
   **{10: '<u8', 11: '<i8', 12: '<f8'},
 }
 _STRING, _ARRAY = 8, 9
+_ALIGN = 32
 _MOST = 1 << 32  # Bytes or entries beyond any that there are.
 
 
@@ -89,7 +90,7 @@ def _read_head(
       raise ValueError(f'{name} has {dimensions} dimensions')
     shape = tuple(reversed(_take(file, f'<{dimensions}Q')))
     infos.append((name, shape, *_take(file, '<IQ')))
-  align = metadata.get('general.alignment', 32)
+  align = metadata.get('general.alignment', _ALIGN)
   return metadata, infos, -(-file.tell() // align) * align
 
 
@@ -162,7 +163,6 @@ def _reader(
 
 def write(
   path: epath.Path,
-  architecture: str,
   metadata: Mapping[str, Any],
   tensors: Sequence[Tensor],
   dtype: str,
@@ -171,33 +171,34 @@ def write(
 
   Args:
     path: the file.
-    architecture: general.architecture.
-    metadata: the other keys; lists are arrays, np.float32 and others their own types.
+    metadata: bool, int (from 0 on), float and str, and lists of one of the last three.
     tensors: what to write.
     dtype: float32, float16, bfloat16 or q8_0; of one axis all are float32, and q8_0
       leaves rows that are no multiple of 32 in float16.
   """
   import gguf
 
-  writer = gguf.GGUFWriter(str(path), architecture)
+  head = [b'GGUF', struct.pack('<IQQ', 3, len(tensors), len(metadata))]
   for key, value in metadata.items():
-    _add(writer, key, value)
-  kinds = {tensor.name: _written(tensor.shape, dtype) for tensor in tensors}
-  for tensor in tensors:
-    kind = gguf.GGMLQuantizationType[kinds[tensor.name]]
+    head += [_packed(key), *_pack_value(value)]
+  kinds = [
+    gguf.GGMLQuantizationType[_written(tensor.shape, dtype)] for tensor in tensors
+  ]
+  offset = 0
+  for tensor, kind in zip(tensors, kinds, strict=True):
+    head += [_packed(tensor.name), struct.pack('<I', len(tensor.shape))]
+    head += [struct.pack('<Q', n) for n in reversed(tensor.shape)]
+    head.append(struct.pack('<IQ', kind, offset))
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    shape = (*tensor.shape[:-1], tensor.shape[-1] // block * size)
-    length = math.prod(tensor.shape) // block * size
-    bytes_ = np.dtype(np.uint8)
-    writer.add_tensor_info(tensor.name, shape, bytes_, length, kind)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_ti_data_to_file()
-  for tensor in tensors:
-    kind = gguf.GGMLQuantizationType[kinds[tensor.name]]
-    array = np.ascontiguousarray(tensor.read(), np.float32)
-    writer.write_tensor_data(gguf.quantize(array, kind))
-  writer.close()
+    offset += -(-math.prod(tensor.shape) // block * size // _ALIGN) * _ALIGN
+  with path.open('wb') as file:
+    data = b''.join(head)
+    file.write(data + bytes(-len(data) % _ALIGN))
+    for tensor, kind in zip(tensors, kinds, strict=True):
+      array = np.ascontiguousarray(tensor.read(), np.float32)
+      array = gguf.quantize(array, kind).reshape(-1).view(np.uint8)
+      file.write(array.data)
+      file.write(bytes(-array.size % _ALIGN))
 
 
 def _written(shape: Sequence[int], dtype: str) -> str:
@@ -206,14 +207,25 @@ def _written(shape: Sequence[int], dtype: str) -> str:
   return 'F16' if dtype == 'q8_0' and shape[-1] % 32 else WRITTEN[dtype]
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
-  if isinstance(value, bool):
-    writer.add_bool(key, value)
-  elif isinstance(value, int):
-    writer.add_uint32(key, value)
-  elif isinstance(value, float):
-    writer.add_float32(key, value)
-  elif isinstance(value, str):
-    writer.add_string(key, value)
-  elif value:  # An empty array has no type.
-    writer.add_array(key, value)
+def _packed(text: str) -> bytes:
+  data = text.encode()
+  return struct.pack('<Q', len(data)) + data
+
+
+def _pack_value(value: Any) -> list[bytes]:
+  """The type of a value, and the value."""
+  if not isinstance(value, list):
+    return [struct.pack('<I', _type(value)), _pack(value)]
+  inner = _type(value[0] if value else '')
+  count = struct.pack('<IIQ', _ARRAY, inner, len(value))
+  return [count, *map(_pack, value)]
+
+
+def _type(value: Any) -> int:
+  return {bool: 7, int: 4, float: 6, str: _STRING}[type(value)]
+
+
+def _pack(value: Any) -> bytes:
+  if isinstance(value, str):
+    return _packed(value)
+  return struct.pack({bool: '<?', int: '<I', float: '<f'}[type(value)], value)

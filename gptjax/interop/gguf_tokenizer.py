@@ -1,4 +1,4 @@
-"""The tokenizer in a GGUF file: from its metadata to a tokenizer.json.
+"""The tokenizer in a GGUF file: its metadata and a tokenizer.json, both ways.
 
 Files of ours hold the tokenizer.json as it was. Else there are pieces with their types,
 and merges (byte-level BPE, `gpt2`) or scores (sentencepiece, `llama`). How byte-level
@@ -6,17 +6,19 @@ BPE cuts the text is said by a name; those known here are in PRE.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from gptjax.interop import bpe
+from gptjax.interop import bpe, tokenizer_json
 from gptjax.lookup import nearest
-from gptjax.tokenizers import hf
+from gptjax.tokenizers import hf, pipeline
 from gptjax.words import Mistake, Tokenizer
 
 HF_JSON = 'tokenizer.huggingface.json'
 TEMPLATE = 'tokenizer.chat_template'
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
+BYTES = re.compile('<0x[0-9A-F]{2}>')
 
 _LEVEL = dict(type='ByteLevel', add_prefix_space=False, trim_offsets=True)
 _LLAMA3 = (
@@ -65,7 +67,8 @@ def read(metadata: Mapping[str, Any], where: Any) -> Tokenizer:
   types = types or len(pieces) * [NORMAL]
   if len(types) != len(pieces):
     raise Mistake(f'{where}: {len(types)} token types for {len(pieces)} tokens.')
-  edges = [_piece(metadata, pieces, f'{key}_token_id', where) for key in ('bos', 'eos')]
+  named = special(metadata, where)
+  edges = named['bos_token'], named['eos_token']
   for name in filter(None, edges):
     types[pieces.index(name)] = CONTROL
   if HF_JSON in metadata:
@@ -94,15 +97,19 @@ def with_edges(
   )
 
 
-def _piece(
-  metadata: Mapping[str, Any], pieces: list[str], key: str, where: Any
-) -> str | None:
-  index = metadata.get(f'tokenizer.ggml.{key}')
-  if index is None:
-    return None
-  if not isinstance(index, int) or not 0 <= index < len(pieces):
-    raise Mistake(f'{where}: tokenizer.ggml.{key}={index} of {len(pieces)} tokens.')
-  return pieces[index]
+def special(metadata: Mapping[str, Any], where: Any) -> dict[str, str | None]:
+  """bos_token, eos_token and pad_token, as far as they are said.
+
+  Raises:
+    Mistake: one of them is no token of the file.
+  """
+  pieces, found = metadata['tokenizer.ggml.tokens'], {}
+  for key, short in (('bos', 'bos'), ('eos', 'eos'), ('pad', 'padding')):
+    index = metadata.get(f'tokenizer.ggml.{short}_token_id')
+    if index is not None and not 0 <= int(index) < len(pieces):
+      raise Mistake(f'{where}: {short}_token_id={index} of {len(pieces)} tokens.')
+    found[f'{key}_token'] = None if index is None else pieces[int(index)]
+  return found
 
 
 def _spec(
@@ -173,3 +180,144 @@ def _sentencepiece(
     decoder=dict(type='Sequence', decoders=decoders),
     model=model,
   )
+
+
+def write(tokenizer: Tokenizer, rows: int) -> dict[str, Any]:
+  """The metadata of a tokenizer for a table of so many rows; bos, eos are not in it.
+
+  Raises:
+    Mistake: one that GGUF has no words for, with the reason.
+  """
+  spec = tokenizer_json.spec_of(tokenizer)
+  makers = {'bytes': _write_bytes, 'chars': _write_bytes, 'hf': _write_hf}
+  found = makers.get(tokenizer.name, _write_pieces)(tokenizer, spec)
+  pieces, types = found.pop('tokens'), found.pop('token_type')
+  scores = found.pop('scores', None)
+  if len(pieces) > rows:
+    raise Mistake(f'the tokenizer has {len(pieces)} ids, the model {rows} rows.')
+  for index in tokenizer.controls.values():
+    types[index] = CONTROL
+  names = {index: name for name, index in tokenizer.controls.items()}
+  pieces = [names.get(i, piece) for i, piece in enumerate(pieces)]
+  empty = range(len(pieces), rows)
+  found['tokens'] = pieces + [f'[PAD{i}]' for i in empty]
+  found['token_type'] = types + len(empty) * [UNUSED]
+  if scores is not None:
+    found['scores'] = [float(score) for score in scores] + len(empty) * [0.0]
+  post = json.dumps(spec.get('post_processor'))
+  first = json.dumps({'SpecialToken': {'id': names[tokenizer.start]}})[:-2]
+  found['add_bos_token'] = first in post
+  found['add_eos_token'] = False
+  text = json.dumps(spec, ensure_ascii=False, separators=(',', ':'))
+  return {**{f'tokenizer.ggml.{k}': v for k, v in found.items()}, HF_JSON: text}
+
+
+def _write_bytes(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> dict[str, Any]:
+  """Of one byte each: byte-level BPE without merges."""
+  del spec
+  own = [tokenizer.piece(index) for index in range(tokenizer.size)]
+  if long := next((piece for piece in own if len(piece) > 1), None):
+    raise Mistake(
+      f'GGUF has no tokenizer of characters such as {long.decode()!r}; of ASCII alone, '
+      'or bytes or sentencepiece, it can hold.'
+    )
+  pieces = [pipeline.characters(piece) for piece in own]
+  types = len(pieces) * [NORMAL]
+  return dict(model='gpt2', pre='gpt-2', tokens=pieces, token_type=types, merges=[])
+
+
+def _write_pieces(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> dict[str, Any]:
+  del spec
+  found = tokenizer_json.Pieces(tokenizer)
+  if found.unigram:
+    raise Mistake(
+      'GGUF has no unigram tokenizer that falls back to bytes; train one with '
+      "c.tokenizer=dict(name='sentencepiece', model='bpe'), or take --target=hf:DIR."
+    )
+  types = [
+    BYTE if byte else NORMAL if normal else UNKNOWN
+    for byte, normal in zip(found.byte, found.normal, strict=True)
+  ]
+  told = dict(model='llama', pre='default', add_space_prefix=False)
+  return dict(told, tokens=found.names, scores=found.scores, token_type=types)
+
+
+def _write_hf(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> dict[str, Any]:
+  model = spec['model']
+  vocab = pipeline.ids_by_name(spec)
+  pieces = [f'[PAD{i}]' for i in range(tokenizer.size)]
+  types = len(pieces) * [UNUSED]
+  for name, index in vocab.items():
+    pieces[index], types[index] = name, NORMAL
+  for token in spec['added_tokens']:
+    types[token['id']] = CONTROL if token['special'] else USER
+  if model['type'] == 'BPE' and pipeline.is_byte_level(spec):
+    return _write_byte_level(spec, pieces, types)
+  if model['type'] == 'BPE' and model.get('byte_fallback'):
+    return _write_fallback(spec, pieces, types)
+  raise Mistake(
+    f'GGUF has no tokenizer as this one ({model["type"]}, neither byte-level nor with '
+    'bytes to fall back to); take --target=hf:DIR.'
+  )
+
+
+def _write_byte_level(
+  spec: Mapping[str, Any], pieces: list[str], types: list[int]
+) -> dict[str, Any]:
+  model, cut = spec['model'], _plain(spec['pre_tokenizer'])
+  whole = bool(model.get('ignore_merges'))
+  known = [n for n, (own, w) in PRE.items() if (_plain(own), w) == (cut, whole)]
+  if not known or spec.get('normalizer'):
+    raise Mistake(
+      'GGUF says by a name how text is cut into words, and has none that is known here '
+      f'for this tokenizer; known: {", ".join(PRE)}. --target=hf:DIR keeps it.'
+    )
+  merges = [m if isinstance(m, str) else ' '.join(m) for m in model['merges']]
+  told = dict(model='gpt2', pre=known[0], tokens=pieces, token_type=types)
+  return dict(told, merges=merges)
+
+
+def _plain(part: Any) -> Any:
+  """A part of a tokenizer.json without what changes no ids."""
+  if isinstance(part, Mapping):
+    one = part.get('type') == 'Sequence' and len(part.get('pretokenizers', ())) == 1
+    if one:
+      return _plain(part['pretokenizers'][0])
+    return {k: _plain(v) for k, v in part.items() if k != 'trim_offsets'}
+  return [_plain(p) for p in part] if isinstance(part, list) else part
+
+
+def _write_fallback(
+  spec: Mapping[str, Any], pieces: list[str], types: list[int]
+) -> dict[str, Any]:
+  """Pairs that merge as pieces with scores: possible where each piece has its place."""
+  ranks: dict[str, int] = {}
+  last = ''
+  for pair in spec['model']['merges']:
+    left, right = pair.split(' ') if isinstance(pair, str) else pair
+    if last != (last := left + right):
+      if last in ranks:
+        raise Mistake(
+          f'GGUF gives a piece one score, but {last!r} is merged at several places of '
+          'the order; take --target=hf:DIR.'
+        )
+      ranks[last] = len(ranks)
+  lead = {'type': 'Prepend', 'prepend': ' '}
+  cuts = (None, tokenizer_json.WORDS)
+  if spec.get('normalizer') not in (None, lead) or spec['pre_tokenizer'] not in cuts:
+    raise Mistake(
+      'GGUF has no tokenizer that changes or cuts text as this one; --target=hf:DIR.'
+    )
+  for index, name in enumerate(pieces):
+    if types[index] == NORMAL and BYTES.fullmatch(name):
+      types[index] = BYTE
+  shown = [
+    p.replace(' ', '\u2581') if t == NORMAL else p
+    for p, t in zip(pieces, types, strict=True)
+  ]
+  scores = [
+    -float(ranks.get(p, 0 if t == BYTE else len(ranks)))
+    for p, t in zip(pieces, types, strict=True)
+  ]
+  told = dict(model='llama', pre='default', add_space_prefix=bool(spec['normalizer']))
+  return dict(told, tokens=shown, scores=scores, token_type=types)

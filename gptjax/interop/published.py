@@ -28,6 +28,7 @@ class Published(NamedTuple):
   tokenizer: Tokenizer
   template: str  # Its chat template of Jinja; '' if it has none.
   generation: dict[str, Any]  # Of generation_config.json.
+  special: dict[str, str]  # bos_token, eos_token, pad_token, as they were called.
   dtype: str  # The one that holds all its weights exactly: float32 or narrower.
   load: Callable[[Tree], Params]  # Abstract weights with shardings -> weights, float32.
 
@@ -52,10 +53,18 @@ def read_gguf(path: epath.Path) -> Published:
 
   known = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
   dtype = _widest(
-    {known.get(t.dtype, 'float16') for t in file.tensors.values() if len(t.shape) > 1}
+    {known.get(t.dtype, 'float32') for t in file.tensors.values() if len(t.shape) > 1}
   )
-  template = file.metadata.get(gguf_tokenizer.TEMPLATE, '')
-  return Published(shape.preferred, c, tokenizer, template, {}, dtype, load)
+  return Published(
+    kind=shape.preferred,
+    settings=c,
+    tokenizer=tokenizer,
+    template=file.metadata.get(gguf_tokenizer.TEMPLATE, ''),
+    generation={},
+    special=_special(tokenizer, gguf_tokenizer.special(file.metadata, path)),
+    dtype=dtype,
+    load=load,
+  )
 
 
 def read_folder(folder: epath.Path) -> Published:
@@ -68,7 +77,7 @@ def read_folder(folder: epath.Path) -> Published:
   kind, c = _naming(folder / config.FILE, config.read_config, said)
   stored = safetensors.read_folder(folder)
   stored = _named_alike(stored, kind)
-  tokenizer = _read_tokenizer(folder, said)
+  tokenizer, special = _read_tokenizer(folder, said)
   _check_sizes(folder, c, tokenizer)
   family, ignored = FAMILIES[kind], [*BUFFERS]
   if c.tied and 'lm_head.weight' in stored:
@@ -85,8 +94,16 @@ def read_folder(folder: epath.Path) -> Published:
   dtype = _widest({names.get(t.dtype, 'float32') for t in stored.values()})
   path = folder / 'generation_config.json'
   generation = config.read_json(path) if path.exists() else {}
-  template = _read_template(folder)
-  return Published(kind, c, tokenizer, template, generation, dtype, load)
+  return Published(
+    kind=kind,
+    settings=c,
+    tokenizer=tokenizer,
+    template=_read_template(folder),
+    generation=generation,
+    special=_special(tokenizer, special),
+    dtype=dtype,
+    load=load,
+  )
 
 
 def fetch(name: str) -> epath.Path:
@@ -95,6 +112,8 @@ def fetch(name: str) -> epath.Path:
   Raises:
     Mistake: neither is there.
   """
+  if not name:
+    raise Mistake('hf: wants a folder or a name of the hub behind it.')
   folder = epath.Path(name).expanduser()
   if folder.is_dir():
     return folder
@@ -171,22 +190,30 @@ def _widest(dtypes: Iterable[str]) -> str:
   return dtypes.pop() if len(dtypes) == 1 else 'float32'
 
 
-def _read_tokenizer(folder: epath.Path, said: Mapping[str, Any]) -> Tokenizer:
+def _read_tokenizer(
+  folder: epath.Path, said: Mapping[str, Any]
+) -> tuple[Tokenizer, dict[str, Any]]:
+  """The tokenizer, and bos_token, eos_token, pad_token, as far as they are said.
+
+  They are said by name in tokenizer_config.json, else by number in config.json.
+  """
   spec = hf.read_spec(folder)
   path = folder / 'tokenizer_config.json'
   told = config.read_json(path) if path.exists() else {}
-  by_id = {token['content']: token['id'] for token in spec.get('added_tokens') or ()}
-  names = {index: name for name, index in by_id.items()}
-
-  def edge(key: str) -> str | None:
-    """bos or eos: by name in tokenizer_config.json, else by number in config.json."""
-    name = told.get(f'{key}_token')
+  names = {token['id']: token['content'] for token in spec.get('added_tokens') or ()}
+  special = {}
+  for key in ('bos_token', 'eos_token', 'pad_token'):
+    name, index = told.get(key), said.get(f'{key}_id')
     name = name.get('content') if isinstance(name, Mapping) else name
-    index = said.get(f'{key}_token_id')
     index = index[0] if isinstance(index, list) and index else index
-    return name if isinstance(name, str) else names.get(index)
+    special[key] = name if isinstance(name, str) else names.get(index)
+  edges = special['bos_token'], special['eos_token']
+  return gguf_tokenizer.with_edges(spec, folder, *edges), special
 
-  return gguf_tokenizer.with_edges(spec, folder, edge('bos'), edge('eos'))
+
+def _special(tokenizer: Tokenizer, names: Mapping[str, Any]) -> dict[str, str]:
+  """Those of the names that are control tokens."""
+  return {key: name for key, name in names.items() if name in tokenizer.controls}
 
 
 def _read_template(folder: epath.Path) -> str:

@@ -172,7 +172,8 @@ def write(path: epath.Path, tensors: Sequence[Tensor], dtype: str) -> None:
   with path.open('wb') as file:
     file.write(struct.pack('<Q', len(text)) + text)
     for tensor in tensors:
-      file.write(np.ascontiguousarray(tensor.read(), DTYPES[dtype]).tobytes())
+      array = np.ascontiguousarray(tensor.read(), DTYPES[dtype])
+      file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def _size(tensor: Tensor, dtype: str) -> int:

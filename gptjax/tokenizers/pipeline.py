@@ -174,6 +174,12 @@ def _reader(spec: Mapping[str, Any]) -> Callable[[str], bytes]:
   return to_bytes
 
 
+def characters(data: bytes) -> str:
+  """Bytes as the printable characters of byte-level BPE."""
+  names = {byte: char for char, byte in _alphabet().items()}
+  return ''.join(names[byte] for byte in data)
+
+
 def _alphabet() -> dict[str, int]:
   """GPT-2's printable character for each byte, the other way round."""
   own = [*range(ord('!'), ord('~') + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -16,6 +16,7 @@ Sources: Kudo and Richardson 2018 (arXiv 1808.06226); BPE: Sennrich et al. 2016
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -32,11 +33,14 @@ from gptjax.words import Mistake, Tokenizer
 
 FILE = 'sentencepiece.model'
 MODELS = ('bpe', 'unigram')
+# Scores of unigram pieces are multiples of 1/64, so that their sums are exact in any
+# float and every program that adds them up comes to the same ids.
+GRAIN = 64
 
 _SPACE = '\u2581'
 _BYTES, _LEAST = 256, 32
 _MOST = 1_000_000  # Beyond all that is in use; training takes hours.
-_WORD = re.compile(' {0,64}[^ \n]{0,512}\n{0,64}')
+WORD = ' {0,64}[^ \n]{0,512}\n{0,64}'  # An expression.
 # Sentencepiece passes over lines with NUL or U+2585; lines are cut at these.
 _LINE = re.compile('[^\n\0\u2581\u2585]{0,4096}\n{0,64}')
 _COVERAGE = 0.9995  # Of the characters of the text: pieces. The others: bytes.
@@ -85,7 +89,8 @@ def sentencepiece(
   if vocab > _MOST:
     raise Mistake(f'tokenizer sentencepiece: vocab={vocab}: at most {_MOST:,}.')
   options = _options(vocab, model, names)
-  size, key = _fingerprint(texts, dict(options, max_bytes=max_bytes))
+  grain = {'grain': GRAIN} if model == 'unigram' else {}
+  size, key = _fingerprint(texts, dict(options, max_bytes=max_bytes, **grain))
   folder = (epath.Path(cache) if cache else _user_cache()) / key
   with contextlib.suppress(Mistake, OSError):  # Not there, or damaged: train.
     return store.load(folder)
@@ -119,7 +124,7 @@ def read(meta: Mapping[str, Any], files: Mapping[str, bytes]) -> Tokenizer:
     controls={model.id_to_piece(i): i for i in range(size) if model.is_control(i)},
     files=files,
     pieces=[_piece(model, i) for i in range(size)],
-    ids=store.Words(_WORD, encode).ids,
+    ids=store.Words(re.compile(WORD), encode).ids,
   )
 
 
@@ -219,7 +224,27 @@ def _train(
       f'{options["vocab_size"]:,}: the tokenizer has those.'
     )
     return _train(lines, dict(options, vocab_size=int(most[1])), say)
-  return model.getvalue()
+  return _rounded(model.getvalue())
+
+
+def is_unigram(data: bytes) -> bool:
+  """Whether a model is one of unigrams."""
+  return _proto().FromString(data).trainer_spec.model_type == 1
+
+
+def _rounded(data: bytes) -> bytes:
+  """The model with scores that are multiples of 1 / GRAIN, if it is of unigrams."""
+  if not is_unigram(data):
+    return data
+  model = _proto().FromString(data)
+  for piece in model.pieces:
+    piece.score = round(piece.score * GRAIN) / GRAIN
+  return model.SerializeToString()
+
+
+def _proto() -> Any:
+  module: Any = importlib.import_module('sentencepiece.sentencepiece_model_pb2')
+  return module.ModelProto
 
 
 def _user_cache() -> epath.Path:
