@@ -45,7 +45,7 @@ def config():
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.microbatches = 1  # Cuts the batch to save memory; changes no number.
-  c.objective = dict(name='next_token', z_loss=0.0, smoothing=0.0)
+  c.objective = dict(name='next_token', z_loss=0.0, smoothing=0.0, neftune=0.0)
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices.
   c.rules = config_dict.ConfigDict()  # Logical axis -> mesh axes, where not the usual.
   c.log_every = 10  # Steps between lines of metrics.jsonl.
