@@ -6,6 +6,7 @@ so that the files of a resumed run equal those of an unbroken one.
 """
 
 import contextlib
+import functools
 import json
 import signal
 from collections.abc import Callable, Generator, Mapping
@@ -39,6 +40,7 @@ from gptjax.words import (
   Mistake,
   Model,
   Optimizer,
+  Params,
   Source,
   TrainState,
 )
@@ -248,7 +250,7 @@ def _loop(
         break
       trace(step)
       with clock.over('data'):
-        batch = parts.source.next(state.params)
+        batch = parts.source.next(functools.partial(_weights, parts, state))
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, found = parts.train_step(state, batch, parts.frozen)
       written = log.flush()  # Of the step before: its numbers are there.
@@ -261,6 +263,10 @@ def _loop(
   if not last:
     bar.say(f'Stopped early at step {step}: {c["early_stop"]["metric"]} stalled.')
   return {'step': step} | numbers
+
+
+def _weights(parts: Parts, state: TrainState) -> Params:
+  return parts.optimizer.weights(state.opt_state, state.params, parts.frozen)
 
 
 def _due(step: int, every: int) -> bool:
@@ -280,7 +286,7 @@ def _evaluate(
   due = {n: e for n, e in parts.evals.items() if last or _due(step, e.every)}
   sample = parts.sample if last or _due(step, c['samples']['every']) else None
   if due or sample:
-    weights = parts.optimizer.weights(state.opt_state, state.params, parts.frozen)
+    weights = _weights(parts, state)
     for name, evaluator in due.items():
       found |= log.write(step, name, evaluator.run(weights))
     if sample:

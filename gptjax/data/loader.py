@@ -136,7 +136,7 @@ class DataSource:
     self._end: Callable[[], Any] = lambda: None
 
   def next(self, weights: Any = None) -> Batch:
-    """The next batch [B, T], laid out over the mesh; `weights` are not looked at.
+    """The next batch [B, T], laid out over the mesh; `weights` is not called.
 
     Raises:
       Exception: whatever went wrong while the batch was made, such as Failure.

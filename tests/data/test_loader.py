@@ -253,9 +253,9 @@ def test_a_batch_is_laid_out_over_the_mesh():
       assert isinstance(b['rows'], jax.Array)
 
 
-def test_it_is_a_source():
+def test_it_is_a_source_that_never_asks_for_weights():
   source: Source = make()
-  assert set(source.next({'any': 'weights'})) == {
+  assert set(source.next(lambda: pytest.fail('weights were made'))) == {
     *('tokens', 'targets', 'weights', 'positions', 'segments', 'rows')
   }
 
