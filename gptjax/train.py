@@ -8,14 +8,12 @@ so that the files of a resumed run equal those of an unbroken one.
 import contextlib
 import functools
 import json
-import signal
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 from etils import epath
-from jax.experimental import multihost_utils
 
 from gptjax import (
   checkpoint,
@@ -28,6 +26,7 @@ from gptjax import (
   run,
   screen,
   sharding,
+  signals,
 )
 from gptjax import step as steps
 from gptjax.data import loader
@@ -86,7 +85,7 @@ def train(
   rules = sharding.make_rules(c['rules'])
   lines = [f'--config.{key}={value}' for key, value in (overrides or {}).items()]
   with contextlib.ExitStack() as stack:
-    preempted = stack.enter_context(_signals(say))
+    preempted = stack.enter_context(signals.asking(say))
     given = run.make_origin(c, say)
     c = run.with_model_of(c, given)
     place = folder.open_folder(workdir, c, fresh=fresh, overrides=lines, say=say)
@@ -349,42 +348,6 @@ def _tracing(c: dict[str, Any], log: metrics.Log) -> Generator[Callable[[int], N
   finally:
     if running:
       jax.profiler.stop_trace()
-
-
-@contextlib.contextmanager
-def _signals(say: Say) -> Generator[Callable[[], bool]]:
-  """SIGTERM and the first Ctrl-C ask the loop to leave; it is asked once a step.
-
-  Before the first step, which may be minutes away, they leave at once. On several hosts
-  the question is a collective, so that all leave at the same step.
-  """
-  asked = begun = False
-
-  def note(number: int, _: Any) -> None:
-    nonlocal asked
-    if asked and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    if not begun and jax.process_count() == 1:
-      raise Leave('stopped before the first step; the same command begins again.')
-    asked = True
-    say('Stopping: saving after this step. Ctrl-C again leaves at once.')
-
-  def preempted() -> bool:
-    nonlocal begun
-    begun = True
-    if jax.process_count() == 1:
-      return asked
-    return bool(multihost_utils.process_allgather(jax.numpy.asarray(asked)).any())
-
-  old = {}
-  with contextlib.suppress(ValueError):  # Not the main thread: no signals here.
-    for number in (signal.SIGTERM, signal.SIGINT):
-      old[number] = signal.signal(number, note)
-  try:
-    yield preempted
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
 
 
 def _finished(path: epath.Path, c: dict[str, Any]) -> dict[str, float] | None:

@@ -10,7 +10,7 @@ PACKAGE = ROOT / 'gptjax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 FLOORS = [
-  ['words', 'mistakes', 'lookup', 'tree', 'files', 'manifest', 'steps'],
+  ['words', 'mistakes', 'lookup', 'tree', 'files', 'manifest', 'steps', 'signals'],
   [
     'sharding', 'optim', 'metrics', 'progress', 'checkpoint', 'folder', 'tokenizers',
     'sources',
