@@ -75,7 +75,7 @@ class Speed:
       self._last = found
     waited = getattr(source, 'waited', 0.0)
     found['waited_seconds'], self._waited = waited - self._waited, waited
-    return found
+    return found | (source.stats() if hasattr(source, 'stats') else {})
 
   def shown(
     self, step: int, numbers: Mapping[str, float]
