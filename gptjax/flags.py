@@ -36,6 +36,11 @@ class Flag(NamedTuple):
   many: bool = False  # May be given several times: a list.
 
 
+_SMALLER = {
+  True: 'lower c.batch_size, c.mixture.length or c.model, raise c.microbatches, or '
+  "take c.model.remat='full'",
+  False: 'take fewer or shorter texts at a time, or a smaller model',
+}
 RUN = Flag('', 'A run folder, a folder of Hugging Face weights (hf:X), or smollm2.')
 STEP = Flag('', 'Which checkpoint: latest, best or a number [best if kept].')
 DATA = Flag('', 'Folder of data sets [c.data, then the variable GPTJAX_DATA].')
@@ -79,6 +84,13 @@ def command(
   except BrokenPipeError:  # The reader of our output went away, as `head` does.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 0
+  except Exception as e:
+    from gptjax import capacity
+
+    line = capacity.explain(e)
+    if line is None:
+      raise
+    code = _complain(f'{line}: {_SMALLER[config]}.', 1)
   sys.stdout.flush()
   sys.exit(code)
 

@@ -120,11 +120,13 @@ def _assemble(
 ) -> Parts:
   """From the config to the parts."""
   _check_counts(c)
-  steps.check_batch(c['batch_size'], c['microbatches'])
+  steps.check_batch(c['batch_size'], c['microbatches'], c['mixture']['length'])
   mixture, judged = run.make_mixture(c, data), run.eval_tasks(c, data)
   tokenizer = run.make_tokenizer(c, mixture, path, given, say)
   model = origin.make_model(c['model'], tokenizer)
   optimizer = origin.make_optimizer(c, model)
+  abstract = steps.abstract_state(model, optimizer)
+  steps.check_state(abstract)
   objective = lookup.make('objectives', c['objective'], 'c.objective')
   shards = path / 'shards'
   settings = {k: v for k, v in c['mixture'].items() if k != 'tasks'}
@@ -142,7 +144,6 @@ def _assemble(
   train_step = steps.make_train_step(
     model, objective, optimizer, microbatches=c['microbatches']
   )
-  abstract = steps.abstract_state(model, optimizer)
   jitted = jax.jit(train_step, donate_argnums=0)
   return Parts(model, optimizer, source, {}, evals, sample, jitted, abstract)
 
@@ -250,6 +251,9 @@ def _loop(
       trace(step)
       with clock.over('data'):
         batch = parts.source.next(functools.partial(_weights, parts, state))
+      if step == first:
+        flops = parts.model.flops((c['batch_size'], c['mixture']['length']))
+        steps.check_program(parts.train_step, state, batch, parts.frozen, flops)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, found = parts.train_step(state, batch, parts.frozen)
       written = log.flush()  # Of the step before: its numbers are there.

@@ -12,8 +12,8 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 FLOORS = [
   ['words', 'mistakes', 'lookup', 'tree', 'files', 'manifest', 'steps', 'signals'],
   [
-    'sharding', 'optim', 'metrics', 'progress', 'checkpoint', 'folder', 'tokenizers',
-    'sources',
+    'sharding', 'capacity', 'optim', 'metrics', 'progress', 'checkpoint', 'folder',
+    'tokenizers', 'sources',
   ],
   ['models', 'tasks'],
   ['data', 'generate', 'objectives', 'interop', 'safety', 'step'],
