@@ -66,6 +66,7 @@ def command(
   """
   if argv is None:
     signals.at_once()
+    sys.unraisablehook = _show_unraisable
     argv = sys.argv
   try:
     if any(a in ('--help', '-h', '-help', '--helpfull') for a in argv[1:]):
@@ -98,6 +99,12 @@ def command(
 def _complain(what: object, code: int) -> int:
   print(f'gptjax: {" ".join(str(what).split())}', file=sys.stderr)
   return code
+
+
+def _show_unraisable(error: Any) -> None:
+  """As Python does, but for what threads say of a save that has failed already."""
+  if str(error.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(error)
 
 
 def parse(

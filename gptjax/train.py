@@ -80,7 +80,7 @@ def train(
     Failure: it cannot go on: a full disk, too many bad steps.
   """
   c = config.to_dict()
-  screen.compile_cache(c['compile_cache'])
+  screen.compile_cache(c['compile_cache'], say)
   mesh = sharding.make_mesh(c['mesh'])
   rules = sharding.make_rules(c['rules'])
   lines = [f'--config.{key}={value}' for key, value in (overrides or {}).items()]
