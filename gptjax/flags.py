@@ -1,27 +1,26 @@
 """Flags of every command: one-line mistakes, exit codes, and --help within a second.
 
 Exit codes: 0 done; 1 failure; 2 the user's mistake; 75 stopped through no fault of the
-config, run the same command again; 130 second Ctrl-C. Imports nothing heavy.
+config, run the same command again; 130 Ctrl-C. Imports nothing heavy.
 """
 
-import ast
-import importlib.util
+from __future__ import annotations
+
 import os
 import pathlib
-import platform
 import re
 import sys
-import traceback
 import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import absl.flags
-import ml_collections
-from ml_collections import config_flags
-
+from gptjax import signals
 from gptjax.lookup import flatten, nearest
 from gptjax.mistakes import Failure, Leave, Mistake
+
+if TYPE_CHECKING:  # What takes its time to import waits until signals are caught.
+  import absl.flags
+  import ml_collections
 
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / 'experiments'
 
@@ -37,6 +36,11 @@ class Flag(NamedTuple):
   many: bool = False  # May be given several times: a list.
 
 
+_SMALLER = {
+  True: 'lower c.batch_size, c.mixture.length or c.model, raise c.microbatches, or '
+  "take c.model.remat='full'",
+  False: 'take fewer or shorter texts at a time, or a smaller model',
+}
 RUN = Flag('', 'A run folder, a folder of Hugging Face weights (hf:X), or smollm2.')
 STEP = Flag('', 'Which checkpoint: latest, best or a number [best if kept].')
 DATA = Flag('', 'Folder of data sets [c.data, then the variable GPTJAX_DATA].')
@@ -58,9 +62,12 @@ def command(
       locked ConfigDict), `overrides` (dotted keys) and `config_file`.
     options: the flags by name.
     config: whether --config=FILE[:arg=value,...] and --config.key=value are taken.
-    argv: the command line, instead of sys.argv.
+    argv: the command line, instead of that of the process and its signals.
   """
-  argv = sys.argv if argv is None else argv
+  if argv is None:
+    signals.at_once()
+    sys.unraisablehook = _show_unraisable
+    argv = sys.argv
   try:
     if any(a in ('--help', '-h', '-help', '--helpfull') for a in argv[1:]):
       print(_help(doc or '', options, config))
@@ -78,6 +85,13 @@ def command(
   except BrokenPipeError:  # The reader of our output went away, as `head` does.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     code = 0
+  except Exception as e:
+    from gptjax import capacity
+
+    line = capacity.explain(e)
+    if line is None:
+      raise
+    code = _complain(f'{line}: {_SMALLER[config]}.', 1)
   sys.stdout.flush()
   sys.exit(code)
 
@@ -85,6 +99,12 @@ def command(
 def _complain(what: object, code: int) -> int:
   print(f'gptjax: {" ".join(str(what).split())}', file=sys.stderr)
   return code
+
+
+def _show_unraisable(error: Any) -> None:
+  """As Python does, but for what threads say of a save that has failed already."""
+  if str(error.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(error)
 
 
 def parse(
@@ -95,6 +115,9 @@ def parse(
   Raises:
     Mistake: an unknown flag or config key, a wrong value, or a stray argument.
   """
+  import absl.flags
+  from ml_collections import config_flags
+
   values = absl.flags.FlagValues()
   for name, flag in options.items():
     _define(values, name, flag)
@@ -134,6 +157,8 @@ def parse(
 
 
 def _define(values: absl.flags.FlagValues, name: str, flag: Flag) -> None:
+  import absl.flags
+
   kind = type(flag.default)
   if flag.many:
     absl.flags.DEFINE_multi_string(name, flag.default, flag.help, flag_values=values)
@@ -218,6 +243,8 @@ def _resolve(argv: list[str]) -> list[str]:
 
 def _check_key(key: str, config: ml_collections.ConfigDict) -> None:
   """One that the config declares; '[i]' indexes a tuple."""
+  import ml_collections
+
   plain = re.sub(r'\[\d+\]', '', key)
   node: Any = config
   for part in plain.split('.'):
@@ -240,6 +267,10 @@ def load_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
   Raises:
     Mistake: the file does not run, or has no get_config; names file and line.
   """
+  import importlib.util
+
+  import ml_collections
+
   _offer_experiments()
   spec = importlib.util.spec_from_file_location('gptjax_config', path)
   assert spec is not None
@@ -259,6 +290,8 @@ def load_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
 
 
 def _line_of(error: Exception, path: pathlib.Path) -> str:
+  import traceback
+
   if isinstance(error, SyntaxError):
     return f':{error.lineno}'
   frames = traceback.extract_tb(error.__traceback__)
@@ -296,6 +329,9 @@ def huge_pages() -> None:
   their faults cost up to a fifth of it. glibc 2.35 and later read the setting before
   the program starts, so it cannot be changed from within.
   """
+  import ast
+  import platform
+
   tunable = 'glibc.malloc.hugetlb=1'
   tunables = os.environ.get('GLIBC_TUNABLES', '')
   if sys.platform != 'linux' or 'hugetlb' in tunables or not sys.orig_argv:
@@ -311,4 +347,5 @@ def huge_pages() -> None:
     return
   os.environ['GLIBC_TUNABLES'] = f'{tunables}:{tunable}'.lstrip(':')
   sys.stdout.flush()
+  signals.hold()
   os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

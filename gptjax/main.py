@@ -5,7 +5,7 @@
   python -m gptjax.main --config=small --config.optim.lr=3e-4
 
 Exit codes: 0 done, 1 failure, 2 a mistake in the command or the config, 75 stopped (run
-the same command again), 130 second Ctrl-C.
+the same command again), 130 Ctrl-C before the first step or a second one.
 """
 
 import pathlib

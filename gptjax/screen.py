@@ -1,6 +1,7 @@
 """What a run says of itself at its start and its end, and how fast it is."""
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,17 +9,24 @@ from typing import Any
 import jax
 from etils import epath
 
-from gptjax import progress, tree
+from gptjax import files, progress, tree
 from gptjax.words import Frozen, Model, Params
 
 Say = Callable[[str], None]
 
 
-def compile_cache(on: bool) -> None:
+def compile_cache(on: bool, say: Say = files.say) -> None:
   """Keeps compiled programs in the user's cache folder, unless another is set."""
   if on and not jax.config.values.get('jax_compilation_cache_dir'):
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    jax.config.update('jax_compilation_cache_dir', os.path.join(home, 'gptjax', 'jax'))
+    place = os.path.join(home, 'gptjax', 'jax')
+    try:
+      os.makedirs(place, exist_ok=True)
+      tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+      say(f'{place} keeps no compiled programs: {error.strerror}.')
+      return
+    jax.config.update('jax_compilation_cache_dir', place)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
@@ -88,7 +96,7 @@ class Speed:
       self._last = found
     waited = getattr(source, 'waited', 0.0)
     found['waited_seconds'], self._waited = waited - self._waited, waited
-    return found
+    return found | (source.stats() if hasattr(source, 'stats') else {})
 
   def shown(
     self, step: int, numbers: Mapping[str, float]

@@ -43,12 +43,16 @@ def assemble(
 ) -> Parts:
   """From the config to the parts."""
   _check_counts(c)
-  steps.check_batch(c['batch_size'], c['microbatches'])
+  steps.check_batch(c['batch_size'], c['microbatches'], c['mixture']['length'])
   mixture, judged = run.make_mixture(c, data), run.eval_tasks(c, data)
   tokenizer = run.make_tokenizer(c, mixture, path, given, say)
   model = origin.make_model(c['model'], tokenizer)
   trained = make_trained(c, model)
   optimizer = origin.make_optimizer(c, trained)
+  abstract = steps.abstract_state(
+    model, optimizer, params=abstract_params(model, trained), axes=trained.axes
+  )
+  steps.check_state(abstract)
   objective = lookup.make('objectives', c['objective'], 'c.objective')
   source = run.make_source(c, mixture, tokenizer, path, say)
   evals = run.make_evaluators(c, model, tokenizer, judged, path, say)
@@ -60,9 +64,6 @@ def assemble(
     microbatches=c['microbatches'],
     assemble=trained.assemble,
     axes=trained.axes,
-  )
-  abstract = steps.abstract_state(
-    model, optimizer, params=abstract_params(model, trained), axes=trained.axes
   )
   jitted = jax.jit(train_step, donate_argnums=0)
   return Parts(model, trained, optimizer, source, evals, sample, jitted, abstract)

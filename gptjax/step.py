@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gptjax import sharding, tree
+from gptjax import capacity, sharding, tree
 from gptjax.models import lora
 from gptjax.words import (
   Array,
@@ -214,15 +214,54 @@ def state_layout(shapes: TrainState, optimizer: Optimizer, axes: Tree) -> TrainS
   return sharding.layout(shapes, names)
 
 
-def check_batch(batch_size: int, microbatches: int = 1) -> None:
+def check_state(abstract: TrainState) -> None:
+  """Raises Mistake where a state and the gradients of its params can never fit."""
+  capacity.check_fits(
+    capacity.tree_bytes((abstract, abstract.params)),
+    f'c.model: {tree.count(abstract.params):,} parameters with gradients and '
+    'optimizer state',
+    'Take a smaller model (c.model.layers, embed, mlp, c.tokenizer.vocab) or cut it '
+    'over more devices (c.mesh.fsdp, c.mesh.tensor)',
+  )
+
+
+def check_program(
+  train_step: Any, state: TrainState, batch: Batch, frozen: Frozen, flops: float
+) -> None:
+  """Compiles a jitted train step that is large; its first call finds it compiled.
+
+  A number that is kept for the backward pass costs some 100 FLOPs of the forward pass,
+  so its `flops` tell which are small: those are left alone.
+
+  Raises:
+    Mistake: it wants more bytes than there are.
+  """
+  if flops / 10 < (capacity.capacity() or 0):
+    return
+  compiled = train_step.lower(state, batch, frozen).compile()
+  capacity.check_fits(
+    capacity.program_bytes(compiled),
+    'the train step',
+    'Lower c.batch_size or c.mixture.length, raise c.microbatches, or take '
+    "c.model.remat='full' or a smaller model",
+  )
+
+
+def check_batch(batch_size: int, microbatches: int = 1, length: int = 0) -> None:
   """Checks that rows divide over the devices of the mesh in force, and again in parts.
 
   Raises:
-    Mistake: they do not; the line says which sizes would.
+    Mistake: they do not; the line says which sizes would. Or a batch of rows of
+      `length` tokens can never fit.
   """
   for key, value in (('batch_size', batch_size), ('microbatches', microbatches)):
     if value < 1:
       raise Mistake(f'c.{key}={value}: at least 1.')
+  capacity.check_fits(
+    5 * 4 * length * batch_size // jax.process_count(),  # Arrays of 4 bytes.
+    f'c.batch_size={batch_size}: a batch of rows of {length} tokens',
+    'Lower it, or c.mixture.length',
+  )
   sizes = jax.sharding.get_abstract_mesh().shape
   axes = sharding.spec(('batch',), (math.prod(sizes.values()),))
   names = axes[0] if axes and axes[0] else ()

@@ -6,15 +6,14 @@ so that the files of a resumed run equal those of an unbroken one.
 """
 
 import contextlib
+import functools
 import json
-import signal
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
 from etils import epath
-from jax.experimental import multihost_utils
 
 from gptjax import (
   checkpoint,
@@ -25,9 +24,11 @@ from gptjax import (
   run,
   screen,
   sharding,
+  signals,
   start,
 )
-from gptjax.words import Failure, Frozen, Leave, TrainState
+from gptjax import step as steps
+from gptjax.words import Failure, Frozen, Leave, Params, TrainState
 
 Say = Callable[[str], None]
 
@@ -52,12 +53,12 @@ def train(
     Failure: it cannot go on: a full disk, too many bad steps.
   """
   c = config.to_dict()
-  screen.compile_cache(c['compile_cache'])
+  screen.compile_cache(c['compile_cache'], say)
   mesh = sharding.make_mesh(c['mesh'])
   rules = sharding.make_rules(c['rules'])
   lines = [f'--config.{key}={value}' for key, value in (overrides or {}).items()]
   with contextlib.ExitStack() as stack:
-    preempted = stack.enter_context(_signals(say))
+    preempted = stack.enter_context(signals.asking(say))
     given = run.make_origin(c, say)
     c = run.with_model_of(c, given)
     place = folder.open_folder(workdir, c, fresh=fresh, overrides=lines, say=say)
@@ -126,7 +127,10 @@ def _loop(
         break
       trace(step)
       with clock.over('data'):
-        batch = parts.source.next(state.params)
+        batch = parts.source.next(functools.partial(_weights, parts, state, frozen))
+      if step == first:
+        flops = parts.model.flops((c['batch_size'], c['mixture']['length']))
+        steps.check_program(parts.train_step, state, batch, frozen, flops)
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
         state, found = parts.train_step(state, batch, frozen)
       written = log.flush()  # Of the step before: its numbers are there.
@@ -139,6 +143,10 @@ def _loop(
   if not last:
     bar.say(f'Stopped early at step {step}: {c["early_stop"]["metric"]} stalled.')
   return {'step': step} | numbers
+
+
+def _weights(parts: start.Parts, state: TrainState, frozen: Frozen) -> Params:
+  return parts.optimizer.weights(state.opt_state, state.params, frozen)
 
 
 def _due(step: int, every: int) -> bool:
@@ -159,7 +167,7 @@ def _evaluate(
   due = {n: e for n, e in parts.evals.items() if last or _due(step, e.every)}
   sample = parts.sample if last or _due(step, c['samples']['every']) else None
   if due or sample:
-    weights = parts.optimizer.weights(state.opt_state, state.params, frozen)
+    weights = _weights(parts, state, frozen)
     for name, evaluator in due.items():
       found |= log.write(step, name, evaluator.run(weights))
     if sample:
@@ -222,42 +230,6 @@ def _tracing(c: dict[str, Any], log: metrics.Log) -> Generator[Callable[[int], N
   finally:
     if running:
       jax.profiler.stop_trace()
-
-
-@contextlib.contextmanager
-def _signals(say: Say) -> Generator[Callable[[], bool]]:
-  """SIGTERM and the first Ctrl-C ask the loop to leave; it is asked once a step.
-
-  Before the first step, which may be minutes away, they leave at once. On several hosts
-  the question is a collective, so that all leave at the same step.
-  """
-  asked = begun = False
-
-  def note(number: int, _: Any) -> None:
-    nonlocal asked
-    if asked and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    if not begun and jax.process_count() == 1:
-      raise Leave('stopped before the first step; the same command begins again.')
-    asked = True
-    say('Stopping: saving after this step. Ctrl-C again leaves at once.')
-
-  def preempted() -> bool:
-    nonlocal begun
-    begun = True
-    if jax.process_count() == 1:
-      return asked
-    return bool(multihost_utils.process_allgather(jax.numpy.asarray(asked)).any())
-
-  old = {}
-  with contextlib.suppress(ValueError):  # Not the main thread: no signals here.
-    for number in (signal.SIGTERM, signal.SIGINT):
-      old[number] = signal.signal(number, note)
-  try:
-    yield preempted
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)
 
 
 def _finished(path: epath.Path, c: dict[str, Any]) -> dict[str, float] | None:

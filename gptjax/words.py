@@ -143,9 +143,13 @@ class TrainState(NamedTuple):
 
 
 class Source(Protocol):
-  """Where batches come from. Data ignores `weights`; rollouts sample with them."""
+  """Where batches come from.
 
-  def next(self, weights: Params | None = None) -> Batch: ...
+  `weights()` is the whole tree that evaluators see: rollouts sample with it, data never
+  ask for it, so that no step pays for an average that nobody looks at.
+  """
+
+  def next(self, weights: Callable[[], Params]) -> Batch: ...
 
   def get_state(self) -> Tree:
     """Of the batch last returned, whatever has been made ahead."""

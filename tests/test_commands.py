@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from gptjax import flags, main, view
+from gptjax import capacity, flags, main, view
 from gptjax.generate import __main__ as generate
 from gptjax.report import __main__ as report
 from tests import tiny
@@ -26,6 +26,7 @@ def call(corpus, capsys, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(flags, 'huge_pages', lambda: None)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(capacity, 'machine_bytes', lambda: 16 * 10**9)
   config = f'--config={pathlib.Path(tiny.__file__)}:text={corpus},steps=2'
 
   def run(name, *args):
@@ -50,6 +51,11 @@ MISTAKES = [
   (['--config.seed=99999999999999999999'], 'c.seed='),
   (['--config.batch_size=0'], 'c.batch_size=0: at least 1'),
   (['--config.batch_size=12', '--config.microbatches=5'], 'c.batch_size=12'),
+  (
+    ['--config.batch_size=100000000'],
+    'cannot fit: 64.0 GB wanted',
+  ),
+  (['--config.model.embed=1000000'], 'parameters with gradients and optimizer state'),
   (['--config.steps=0'], 'c.steps=0'),
   (['--config.optim.lr=nan'], 'c.optim.lr=nan'),
   (['--config.model.heads=3'], 'heads=3'),
@@ -85,6 +91,19 @@ def test_a_mistake_is_one_line_before_anything_is_trained(call, args, says):
   assert err.splitlines()[-1].startswith('gptjax: ')
   assert 'step 1' not in err
   assert not out
+
+
+def test_memory_that_runs_out_is_one_line(call, monkeypatch):
+  def fail(*args, **kwargs):
+    raise MemoryError('Unable to allocate 8.00 PiB for an array')
+
+  monkeypatch.setattr('gptjax.train.train', fail)
+  code, _, err = call('main', '--workdir=run')
+  assert code == 1
+  assert err.startswith(
+    'gptjax: out of memory; 8.00 PiB were wanted: lower c.batch_size'
+  )
+  assert err.count('\n') == 1
 
 
 def test_after_a_mistake_the_right_command_works_in_the_same_folder(call):

@@ -10,10 +10,10 @@ PACKAGE = ROOT / 'gptjax'
 FILES = sorted(PACKAGE.rglob('*.py'))
 
 FLOORS = [
-  ['words', 'mistakes', 'lookup', 'tree', 'files', 'manifest', 'steps'],
+  ['words', 'mistakes', 'lookup', 'tree', 'files', 'manifest', 'steps', 'signals'],
   [
-    'sharding', 'optim', 'metrics', 'progress', 'checkpoint', 'folder', 'tokenizers',
-    'sources',
+    'sharding', 'capacity', 'optim', 'metrics', 'progress', 'checkpoint', 'folder',
+    'tokenizers', 'sources',
   ],
   ['models', 'tasks'],
   ['data', 'generate', 'objectives', 'interop', 'safety', 'step', 'trained'],

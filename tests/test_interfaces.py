@@ -182,9 +182,9 @@ class Rollouts:
     logits = self.model.heads['lm'](weights, hidden[:, -1])
     return jax.random.categorical(key, logits)
 
-  def next(self, weights=None):
+  def next(self, weights):
     self.key, key = jax.random.split(self.key)
-    new = np.asarray(self.sample(weights, key, self.rows[:, -1:]))
+    new = np.asarray(self.sample(weights(), key, self.rows[:, -1:]))
     self.rows = np.concatenate([self.rows, new[:, None]], 1)[:, -4:]
     return {'tokens': jnp.asarray(self.rows)}
 
@@ -199,11 +199,11 @@ class Rollouts:
 def test_a_source_goes_on_from_a_state_of_arrays(model, params):
   source, other = Rollouts(model), Rollouts(model)
   for _ in range(4):
-    source.next(params)
+    source.next(lambda: params)
   state = jax.tree.map(np.array, source.get_state())
-  want = [np.asarray(source.next(params)['tokens']) for _ in range(3)]
+  want = [np.asarray(source.next(lambda: params)['tokens']) for _ in range(3)]
   other.set_state(state)
-  got = [np.asarray(other.next(params)['tokens']) for _ in range(3)]
+  got = [np.asarray(other.next(lambda: params)['tokens']) for _ in range(3)]
   np.testing.assert_array_equal(got, want)
   assert np.max(got) < 61  # Padded ids are never drawn.
 

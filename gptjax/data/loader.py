@@ -96,8 +96,21 @@ def make_source(
     seed=seed,
     units=window,
   )
+  for name, (task, _) in tasks.items():
+    if say:
+      say(_sizes(name, task, tokens[name]))
   mine = _host_rows(batch_size, hosts, host)
-  return DataSource(rows, tokens, batch_size, mine, prefetch, changed)
+  return DataSource(rows, batch_size, mine, prefetch, changed)
+
+
+def _sizes(name: str, task: Task, tokens: Tokens) -> str:
+  """What a task holds, in a line."""
+  line = (
+    f'{name}: {len(tokens.lengths):,} documents, {tokens.targets:,} tokens, '
+    f'{tokens.bytes / tokens.targets:.2f} bytes per token'
+  )
+  skipped = getattr(task, 'skipped', 0)
+  return f'{line}; {skipped:,} bad ones skipped.' if skipped else f'{line}.'
 
 
 def _host_rows(batch_size: int, hosts: int | None, host: int | None) -> range:
@@ -135,14 +148,13 @@ class DataSource:
   def __init__(
     self,
     rows: Rows,
-    tokens: Mapping[str, Tokens],
     batch_size: int,
     mine: range,
     prefetch: int,
     changed: bool,
   ):
     self.waited = 0.0
-    self._rows, self._tokens, self._changed = rows, tokens, changed
+    self._rows, self._changed = rows, changed
     self._batch_size, self._mine, self._prefetch = batch_size, mine, prefetch
     self._used, self._place = 0, ORIGIN
     self._seen = [0, 0]  # Real tokens and all, of batches returned here.
@@ -150,7 +162,7 @@ class DataSource:
     self._end: Callable[[], Any] = lambda: None
 
   def next(self, weights: Any = None) -> Batch:
-    """The next batch [B, T], laid out over the mesh; `weights` are not looked at.
+    """The next batch [B, T], laid out over the mesh; `weights` is not called.
 
     Raises:
       Exception: whatever went wrong while the batch was made, such as Failure.
@@ -219,19 +231,16 @@ class DataSource:
     self._place = rows_lib.seek(self._rows, self._used, known if same else ORIGIN)
 
   def stats(self) -> dict[str, float]:
-    """Numbers by name, of each task and as far as the batch last returned.
+    """Numbers by name, as far as the batch last returned.
 
-    <task>/documents, tokens, bytes, bytes_per_token, epochs; padding: share of the
-    places of batches that this process returned.
+    epochs/<task>: how often the task has been seen; padding: share of the places of the
+    batches that this process returned.
     """
-    found = {}
-    used = self._items()
-    for n, (name, tokens) in enumerate(self._tokens.items()):
-      found[f'{name}/documents'] = len(tokens.lengths)
-      found[f'{name}/tokens'] = tokens.targets
-      found[f'{name}/bytes'] = tokens.bytes
-      found[f'{name}/bytes_per_token'] = tokens.bytes / tokens.targets
-      found[f'{name}/epochs'] = float(used[n] / self._rows.mixture.sizes[n])
+    mixture = self._rows.mixture
+    epochs = self._items() / mixture.sizes
+    found = {
+      f'epochs/{k}': float(n) for k, n in zip(mixture.names, epochs, strict=True)
+    }
     real, places = self._seen
     return {**found, 'padding': 1 - real / places if places else 0.0}
 

@@ -150,14 +150,25 @@ def test_weights_are_shares_of_tokens():
   source = make(batch_size=32, length=128)
   batches = take(source, 60)
   stats = source.stats()
-  drawn = {n: stats[f'{n}/epochs'] * stats[f'{n}/tokens'] for n in 'ab'}
+  size = {n: tokens.in_memory(TASKS[n][0], TOKENIZER).targets for n in 'ab'}
+  drawn = {n: stats[f'epochs/{n}'] * size[n] for n in 'ab'}
   assert drawn['a'] / sum(drawn.values()) == pytest.approx(0.75, abs=0.01)
   real = sum((b['segments'] > 0).sum() for b in batches)
   assert sum(drawn.values()) == pytest.approx(real, rel=0.02)
   assert stats['padding'] == pytest.approx(1 - real / (60 * 32 * 128))
-  assert stats['a/bytes_per_token'] == pytest.approx(
-    stats['a/bytes'] / stats['a/tokens']
+
+
+def test_it_says_what_each_task_holds():
+  said = []
+  texts = Lines(['a' * 30, 'é' * 20])
+  texts.skipped = 1234
+  make(tasks={'mine': (texts, 1.0), 'b': TASKS['b']}, length=16, say=said.append)
+  # Bytes and an end each.
+  assert said[0] == (
+    'mine: 2 documents, 72 tokens, 0.97 bytes per token; 1,234 bad ones skipped.'
   )
+  assert said[1].startswith('b: ')
+  assert said[1].endswith('bytes per token.')
 
 
 def test_without_weights_all_tasks_have_their_epochs_together():
@@ -261,9 +272,9 @@ def test_a_batch_is_laid_out_over_the_mesh():
       assert isinstance(b['rows'], jax.Array)
 
 
-def test_it_is_a_source():
+def test_it_is_a_source_that_never_asks_for_weights():
   source: Source = make()
-  assert set(source.next({'any': 'weights'})) == {
+  assert set(source.next(lambda: pytest.fail('weights were made'))) == {
     *('tokens', 'targets', 'weights', 'positions', 'segments', 'rows')
   }
 
