@@ -176,7 +176,7 @@ def test_without_weights_all_tasks_have_their_epochs_together():
   source = make(tasks, batch_size=32, length=128, epochs={'b': 3})
   take(source, 60)
   stats = source.stats()
-  assert stats['b/epochs'] == pytest.approx(3 * stats['a/epochs'], rel=0.02)
+  assert stats['epochs/b'] == pytest.approx(3 * stats['epochs/a'], rel=0.02)
 
 
 def test_shards_and_memory_give_the_same_rows(tmp_path):
