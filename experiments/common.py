@@ -56,7 +56,9 @@ def config():
     metric='', mode='min', patience=5
   )  # Evaluations without progress.
   c.max_bad_steps = 20  # Updates skipped in a row (non-finite) that end the run.
-  c.samples = dict(prompts=(), max_tokens=64, temperature=0.8, every=0)
+  c.samples = dict(
+    prompts=(), max_tokens=64, temperature=0.8, every=0, chat=False
+  )  # chat: a user says the prompts.
   c.profile = dict(start=0, steps=0)  # Steps traced into the run folder; 0: none.
   c.track = ''  # '', wandb or trackio.
   c.compile_cache = True  # In the user's cache folder.
@@ -72,3 +74,20 @@ def config():
   )
   c.freeze = ()  # Patterns of leaves of c.init that stay as they are.
   return c
+
+
+def mixture(tasks, length):
+  """A mixture of conversations or labels, with every key that it may have."""
+  return dict(
+    length=length,  # Tokens of a row; longer conversations are cut after an answer.
+    packing='best_fit',
+    # Weights in the loss; a turn of its own weight multiplies it.
+    roles=dict(system=0.0, user=0.0, assistant=1.0, tool=0.0),
+    temperature=1.0,  # Above 1, small tasks are seen more often than their share.
+    tasks=tasks,
+  )
+
+
+def evals_of(tasks, **settings):
+  """An evaluation of each task: val_chat reads the validation split of task chat."""
+  return {f'val_{name}': dict(settings, task=name, split='val') for name in tasks}

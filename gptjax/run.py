@@ -8,7 +8,7 @@ from etils import epath
 
 from gptjax import files, lookup, sharding
 from gptjax.data import loader
-from gptjax.generate import engine, sampling, text
+from gptjax.generate import engine, text
 from gptjax.origin import Origin, find_origin, make_model
 from gptjax.tasks.conversations import turns_of
 from gptjax.tokenizers import store, template, turns
@@ -25,12 +25,15 @@ from gptjax.words import (
   Template,
   Text,
   Tokenizer,
-  Turn,
 )
 
 Say = Callable[[str], None]
 Mixture = Mapping[str, tuple[Task, float | None]]
-Sampler = Callable[[Params], str]  # Weights to Markdown.
+# What c.mixture says beside its tasks.
+SETTINGS = (
+  'length', 'packing', 'roles', 'temperature', 'window', 'prefetch', 'workers',
+  'changed',
+)  # fmt: skip
 
 
 def make_task(config: Mapping[str, Any], name: str, split: str, data: str) -> Task:
@@ -150,6 +153,9 @@ def make_source(
     **settings: on top of the config's.
   """
   given = {k: v for k, v in config['mixture'].items() if k != 'tasks'}
+  for key in given:
+    if key not in SETTINGS:
+      raise Mistake(f'c.mixture takes no {key!r}: {lookup.nearest(key, SETTINGS)}')
   given |= {'batch_size': config['batch_size'], 'seed': config['seed']}
   tasks = config['mixture']['tasks']
   said = {name: task.get('epochs') for name, task in tasks.items()}
@@ -226,60 +232,6 @@ def _check_metric(
     raise Mistake(f'{key}.metric={metric}: no evaluation gives it. {allowed}')
   if mode not in ('min', 'max'):
     raise Mistake(f'{key}.mode={mode}: allowed are min and max.')
-
-
-def make_sampler(
-  config: Mapping[str, Any], model: Model, tokenizer: Tokenizer
-) -> Sampler | None:
-  """What writes Markdown for `c.samples`: the same prompts and seeds each time.
-
-  Raises:
-    Mistake: a setting out of range, or a prompt that does not fit a row.
-  """
-  c, length = config['samples'], config['mixture']['length']
-  if not c['prompts'] or not c['every']:
-    return None
-  try:
-    sampling.check(sampling.Settings(c['temperature'], seed=config['seed']))
-  except Mistake as mistake:
-    raise Mistake(f'c.samples: {mistake}') from None
-  if c['max_tokens'] < 1:
-    raise Mistake(f'c.samples.max_tokens={c["max_tokens"]}: at least 1.')
-  if isinstance(c['prompts'], str) or not all(isinstance(p, str) for p in c['prompts']):
-    raise Mistake(f'c.samples.prompts={c["prompts"]!r}: a tuple of texts is allowed.')
-  for prompt in c['prompts']:
-    size = len(text.ids_of(tokenizer, prompt))
-    if size >= length:
-      raise Mistake(
-        f'c.samples.prompts: {prompt[:40]!r} has {size} tokens; with a new one they '
-        f'must fit the context (c.mixture.length={length}). c.samples.every=0 is none.'
-      )
-  machine = None
-
-  def sample(weights: Params) -> str:
-    nonlocal machine
-    if machine is None:
-      slots = min(8, len(c['prompts']))
-      machine = engine.make_engine(model, weights, slots=slots, length=length)
-    machine = engine.with_weights(machine, weights)
-    results = text.generate_text(
-      machine,
-      tokenizer,
-      c['prompts'],
-      max_tokens=c['max_tokens'],
-      temperature=c['temperature'],
-      seed=config['seed'],
-    )
-    machine = machine._replace(weights={})  # The weights are not ours to keep.
-    return '\n'.join(
-      f'> {_quoted(str(r.prompt))}**{_quoted(r.text)}**\n' for r in results
-    )
-
-  return sample
-
-
-def _quoted(part: str) -> str:
-  return part.replace('\n', '\n> ')
 
 
 class Run(NamedTuple):
@@ -386,8 +338,3 @@ def open_run(path: Any, step: str | int = '', say: Say = files.say) -> Run:
     origin.template,
     origin.controls,
   )
-
-
-def said_by_user(prompt: text.Prompt) -> text.Prompt:
-  """A text as the conversation in which a user says it; others as they are."""
-  return Conversation((Turn('user', prompt),)) if isinstance(prompt, str) else prompt

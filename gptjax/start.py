@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from gptjax import checkpoint, files, folder, lookup, origin, run, tree
+from gptjax import checkpoint, files, folder, lookup, origin, run, samples, tree
 from gptjax import step as steps
 from gptjax.optim import schedules
 from gptjax.origin import Origin
@@ -33,7 +33,7 @@ class Parts(NamedTuple):
   optimizer: Optimizer
   source: Source
   evals: dict[str, Evaluator]
-  sample: run.Sampler | None
+  sample: samples.Sampler | None
   train_step: Callable[..., Any]  # Jitted: the state given is used up.
   abstract: TrainState  # Shapes of the state, with their shardings.
 
@@ -56,7 +56,7 @@ def assemble(
   objective = lookup.make('objectives', c['objective'], 'c.objective')
   source = run.make_source(c, mixture, tokenizer, path, say)
   evals = run.make_evaluators(c, model, tokenizer, judged, path, say)
-  sample = run.make_sampler(c, model, tokenizer)
+  sample = samples.make_sampler(c, model, tokenizer, path)
   train_step = steps.make_train_step(
     model,
     objective,

@@ -3,9 +3,10 @@
   python -m gptjax.view --config=experiments/small.py --n=3
   python -m gptjax.view --config=experiments/small.py --html=rows.html
 
-The first rows of training. Each segment is a piece of a document: what is only read,
-then what is predicted, with its weight in the loss. A bar parts the pieces; a character
-that cannot be shown, and every byte that is no character, is written as its code.
+The first rows of training. Each segment is a piece of a document, or a conversation:
+what is only read, then what is predicted, with its weight in the loss. A bar parts the
+pieces; a character that cannot be shown, and every byte that is no character, is
+written as its code. How many conversations are cut or left out is said before.
 """
 
 import html
@@ -65,7 +66,8 @@ def segments(batch: Any, tokenizer: Any, row: int) -> Iterator[tuple[int, list[T
   """The segments of a row, from left to right: their number and tokens.
 
   The first token is the first input, then come the targets: position p of a target is
-  the position that predicts it. Padding is left out.
+  the position that predicts it. Padding is left out. Where the last target alone weighs
+  and there are scores, it is a label.
   """
   part = {k: np.asarray(x)[row] for k, x in batch.items() if np.ndim(x) > 1}
   places = np.arange(len(part['tokens']))
@@ -77,9 +79,13 @@ def segments(batch: Any, tokenizer: Any, row: int) -> Iterator[tuple[int, list[T
       continue
     first = int(part['tokens'][at[0]])
     found = [Token(show_piece(tokenizer, first), first, int(positions[at[0]]), None)]
+    weights = part['weights'][at]
+    labelled = 'scores' in part and not weights[:-1].any() and weights[-1]
     for n in at:
       target, weight = int(part['targets'][n]), float(part['weights'][n])
       text = show_piece(tokenizer, target)
+      if labelled and n == at[-1]:
+        text = f'label {part["scores"][n]:g}'
       found.append(Token(text, target, int(positions[n]), weight))
     yield number, found
 

@@ -36,7 +36,9 @@ def run(tmp_path_factory):
   config.mixture.length = 64
   config.model.dropout = 0.0
   config.evals.val.task = 'talks'
-  config.samples.prompts = ()
+  config.samples = dict(
+    prompts=('hi 5',), max_tokens=8, temperature=0.0, every=60, chat=True
+  )
   config.save_every = config.log_every = config.evals.val.every = 60
   config.optim.lr = 3e-2
   lines = []
@@ -61,6 +63,11 @@ def test_the_answer_is_learnt_and_nothing_else_counts(run):
   _, result, lines = run
   assert result['val/nats_per_token'] < 0.2
   assert any('0 (0.0%) cut to fit' in line for line in lines)
+
+
+def test_its_samples_are_answers(run):
+  text = (run[0] / 'samples.md').read_text()
+  assert '> hi 5\n> **ay.**' in text or '> hi 5\n> **AY!**' in text
 
 
 def test_it_answers_as_it_is_asked_to(run):

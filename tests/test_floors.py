@@ -18,7 +18,9 @@ FLOORS = [
   ['models', 'tasks'],
   ['data', 'generate', 'objectives', 'interop', 'safety', 'step', 'trained'],
   ['origin'],
-  ['run', 'screen', 'export', 'rollouts', 'evals', 'interpret', 'planning'],
+  [
+    'run', 'samples', 'screen', 'export', 'rollouts', 'evals', 'interpret', 'planning',
+  ],
   ['start'],
   ['train', 'serve', 'report', 'view'],
   ['flags', 'main', 'chat', 'convert', 'evaluate', 'plan'],

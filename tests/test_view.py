@@ -42,6 +42,23 @@ def test_text_shows_every_piece_with_weight_segment_and_positions():
   ]
 
 
+def test_a_label_is_shown_as_one():
+  ids = [TOKENIZER.start, *b'hi', TOKENIZER.end, 2]
+  batch = {
+    'tokens': np.array([ids[:-1]]),
+    'targets': np.array([ids[1:]]),
+    'weights': np.array([[0, 0, 0, 1.0]]),
+    'scores': np.array([[0, 0, 0, 2.0]]),
+    'segments': np.array([[1, 1, 1, 1]]),
+    'positions': np.array([[0, 1, 2, 3]]),
+  }
+  assert view.rows_text(batch, TOKENIZER, 9).splitlines()[2:] == [
+    '    read       <|start|>',
+    '    weight 0   h│i│<|end|>',
+    '    weight 1   label 2',
+  ]
+
+
 def test_text_holds_nothing_that_a_terminal_obeys(batch):
   text = view.rows_text(batch, TOKENIZER, 2)
   assert text.count('row ') == 2

@@ -72,7 +72,11 @@ def fit(example: Conversation | Label, tokenizer: Tokenizer, recipe: Recipe) -> 
 def _conversation(conversation: Conversation, recipe: Recipe) -> Fitted:
   assert recipe.template is not None
   turns = conversation.turns
-  parts = recipe.template.encode(conversation, recipe.roles)
+  try:
+    parts = recipe.template.encode(conversation, recipe.roles)
+  except Mistake as mistake:
+    begin = turns[0].text[:40] if turns else ''
+    raise Mistake(f'{mistake} The conversation begins {begin!r}.') from None
   ends = np.cumsum([len(part.ids) for part in parts])
   weights = [turn.weight * recipe.roles[turn.role] for turn in turns]
   room = math.inf if recipe.length is None else recipe.length + 1

@@ -67,7 +67,7 @@ def main(values: types.SimpleNamespace) -> None:
   # JAX takes seconds to import; mistakes come first.
   from gptjax import screen
   from gptjax.generate import engine, prompts, sampling, text
-  from gptjax.run import open_run, said_by_user
+  from gptjax.run import open_run
   from gptjax.tokenizers.store import plain
 
   settings: dict[str, Any] = {name: getattr(values, name) for name in SAMPLING}
@@ -78,7 +78,7 @@ def main(values: types.SimpleNamespace) -> None:
   )
   asked = [plain(prompt) if isinstance(prompt, str) else prompt for prompt in asked]
   if values.chat:
-    asked = [said_by_user(prompt) for prompt in asked]
+    asked = [text.said_by_user(prompt) for prompt in asked]
   screen.compile_cache(True)
   run = open_run(values.run, step=values.step)
   writing: dict[str, Any] = {

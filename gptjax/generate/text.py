@@ -12,7 +12,7 @@ from gptjax.generate.engine import Engine
 from gptjax.generate.sampling import Settings
 from gptjax.generate.schedule import Event, Request, check, generate
 from gptjax.tokenizers.turns import text_of
-from gptjax.words import Conversation, Mistake, Template, Tokenizer
+from gptjax.words import Conversation, Mistake, Template, Tokenizer, Turn
 
 # A text to continue, ids to continue as they are, or a conversation to be answered.
 Prompt = str | Sequence[int] | Conversation
@@ -167,6 +167,11 @@ def slots_and_length(
   needed = context if max_tokens is None else longest + max_tokens
   length = min(context, -(-needed // 128) * 128)
   return {'slots': max(1, min(most, n * len(prompts))), 'length': length}
+
+
+def said_by_user(prompt: Prompt) -> Prompt:
+  """A text as the conversation in which a user says it; others as they are."""
+  return Conversation((Turn('user', prompt),)) if isinstance(prompt, str) else prompt
 
 
 def ids_of(

@@ -319,6 +319,7 @@ def _make_guard(names: Any) -> Callable[[str], str]:
   ends = {name[n:] for name in names for n in range(1, len(name))}
   inside = re.compile(f'(?={"|".join(map(re.escape, names))})')
 
+  @functools.lru_cache(256)  # A conversation is written once for each of its turns.
   def guard(text: str) -> str:
     text = store.plain(text).translate(_PRIVATE)
     front, back = len(text) - len(text.lstrip()), len(text.rstrip())

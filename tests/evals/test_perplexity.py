@@ -10,7 +10,8 @@ from gptjax import sharding
 from gptjax.evals.perplexity import perplexity
 from gptjax.models.transformer import transformer
 from gptjax.tokenizers import bytes as byte_tokens
-from gptjax.words import Mistake, Text
+from gptjax.tokenizers import template, turns
+from gptjax.words import Conversation, Mistake, Text, Turn
 
 LENGTH = 24
 TOKENIZER = byte_tokens.bytes()
@@ -87,6 +88,65 @@ def test_equals_one_document_at_a_time(model, weights, batch_size):
   assert math.isclose(got['nats_per_token'], nats / count, rel_tol=1e-6)
   assert math.isclose(got['bits_per_byte'], nats / size / math.log(2), rel_tol=1e-6)
   assert got['accuracy'] == correct / count
+
+
+TALKS = [
+  [('user', 'Hi'), ('assistant', 'Grüße')],
+  [('system', 'x'), ('user', 'Yes'), ('assistant', 'No'), ('user', 'y')],
+  [('user', 'ab'), ('assistant', 'c'), ('user', 'd' * 30), ('assistant', 'e')],  # Cut.
+  [('user', 'f' * 30), ('assistant', 'g')],  # Left out.
+]
+
+
+class Talks:
+  name, kind, digest = 'talks', 'conversation', '1' * 64
+
+  def __len__(self):
+    return len(TALKS)
+
+  def example(self, index):
+    return Conversation(tuple(Turn(*turn) for turn in TALKS[index]))
+
+
+@pytest.mark.parametrize('roles', [{}, {'user': 0.5}])
+def test_conversations_count_as_they_weigh(model, weights, roles):
+  own = template.own(TOKENIZER)
+  weigh = {'system': 0.0, 'user': 0.0, 'assistant': 1.0, 'tool': 0.0} | roles
+  forward = jax.jit(lambda w, b: model.heads['lm'](w, model.hidden(w, b)[0]))
+  nats = count = size = 0
+  for said in (TALKS[0], TALKS[1], TALKS[2][:2]):
+    talk = Conversation(tuple(Turn(*turn) for turn in said))
+    whole = turns.join(own.encode(talk, weigh))
+    tokens = np.zeros((1, LENGTH), np.int32)
+    tokens[0, : len(whole.ids) - 1] = whole.ids[:-1]
+    logits = np.asarray(forward(weights, {'tokens': tokens})[0], float)
+    logits -= logits.max(-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    places = np.arange(len(whole.ids) - 1)
+    nats -= (whole.weights[1:] * logits[places, whole.ids[1:]]).sum()
+    count += whole.weights[1:].sum()
+    size += sum(weigh[role] * len(text.encode()) for role, text in said)
+  got = perplexity(
+    model=model,
+    tokenizer=TOKENIZER,
+    template=own,
+    roles=roles,
+    task=Talks(),
+    length=LENGTH,
+    batch_size=2,
+  ).run(weights)
+  assert math.isclose(got['nats_per_token'], nats / count, rel_tol=1e-5)
+  assert math.isclose(got['bits_per_byte'], nats / size / math.log(2), rel_tol=1e-5)
+
+
+def test_labels_are_for_others(model):
+  class Labels(Talks):
+    kind = 'label'
+
+  with pytest.raises(Mistake, match='of kind text and conversation; talks is of kind'):
+    perplexity(
+      model=model, tokenizer=TOKENIZER, task=Labels(), length=LENGTH, batch_size=2
+    )
 
 
 def test_a_limit_reads_the_first_documents(model, weights):
