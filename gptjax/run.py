@@ -262,20 +262,13 @@ class Run(NamedTuple):
     **settings: Any,
   ) -> list[text.Result]:
     """Continues several texts, or answers conversations, together."""
-    machine = engine.make_engine(
-      self.model,
-      self.weights,
-      slots=min(8, max(1, len(prompts) * settings.get('n', 1))),
-      length=self.length,
+    writing = {'template': self.template, 'control': self.check_control(control)}
+    counts = {k: settings[k] for k in ('max_tokens', 'n') if k in settings}
+    size = text.slots_and_length(
+      self.tokenizer, prompts, context=self.length, **writing, **counts
     )
-    return text.generate_text(
-      machine,
-      self.tokenizer,
-      prompts,
-      template=self.template,
-      control=self.check_control(control),
-      **settings,
-    )
+    machine = engine.make_engine(self.model, self.weights, **size)
+    return text.generate_text(machine, self.tokenizer, prompts, **writing, **settings)
 
   def chat(
     self, messages: Conversation | Sequence[Mapping[str, str]], **settings: Any

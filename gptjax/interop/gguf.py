@@ -52,12 +52,10 @@ def read(path: epath.Path) -> File:
     raise Mistake(f'{path}: no such file.') from None
   except IsADirectoryError:
     raise Mistake(f'{path} is a folder, no GGUF file.') from None
-  except (ValueError, EOFError, OverflowError, MemoryError) as error:
+  except (ValueError, EOFError, OverflowError, MemoryError, RecursionError) as error:
     raise Mistake(f'{path} is cut or no GGUF: {error}.') from None
-  if metadata.get('split.count', 0) > 1:
-    raise Mistake(
-      f'{path} is a part of several; merge them (llama-gguf-split --merge).'
-    )
+  if metadata.get('split.count', 0) not in (0, 1):
+    raise Mistake(f'{path} is one of several parts: llama-gguf-split merges them.')
   tensors = {}
   for name, shape, kind, offset in infos:
     dtype, size = _kind(kind, shape)
@@ -91,6 +89,8 @@ def _read_head(
     shape = tuple(reversed(_take(file, f'<{dimensions}Q')))
     infos.append((name, shape, *_take(file, '<IQ')))
   align = metadata.get('general.alignment', _ALIGN)
+  if not isinstance(align, int) or align < 1:
+    raise ValueError(f'general.alignment={align}')
   return metadata, infos, -(-file.tell() // align) * align
 
 
@@ -153,6 +153,8 @@ def _reader(
     with path.open('rb') as file:
       file.seek(start)
       data = np.frombuffer(file.read(size), np.uint8)
+    if data.size != size:
+      raise Mistake(f'{path} was cut while it was read: tensor {name}.')
     if dtype in ('F32', 'F16'):
       return data.view('<f4' if dtype == 'F32' else '<f2').reshape(shape)
     rows = data.reshape(*shape[:-1], -1)

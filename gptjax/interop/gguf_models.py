@@ -13,6 +13,7 @@ import numpy as np
 from gptjax.interop.config import canonical
 from gptjax.interop.gguf import File
 from gptjax.interop.parts import Config, Part, Told, get, only, same
+from gptjax.interop.rotary import write_scaling
 from gptjax.interop.tensors import Row, Tensor
 from gptjax.lookup import nearest
 from gptjax.models import presets, rope
@@ -106,8 +107,8 @@ def _read_rotary(config: Config) -> Told:
 
 
 def _write_rotary(c: Settings) -> Told:
-  options = dict(c.rope or {})
-  told: Told = {'rope.freq_base': float(c.theta)}
+  options, (theta, _) = dict(c.rope or {}), write_scaling(c)
+  told: Told = {'rope.freq_base': float(theta)}
   kind = options.pop('kind', 'none')
   if kind in ('linear', 'yarn'):
     told['rope.scaling.type'] = kind
@@ -210,7 +211,7 @@ def _divisors(c: Settings) -> np.ndarray:
 
 def _find_scaling(c: Settings, divisors: np.ndarray) -> dict[str, Any]:
   for factor, length in _LLAMA3:
-    found = dict(kind='llama3', factor=factor, length=length)
+    found = dict(kind='llama3', factor=factor, length=length, low=1.0, high=4.0)
     mine = _divisors(dataclasses.replace(c, rope=found))
     if mine.shape == divisors.shape and np.allclose(mine, divisors, rtol=1e-4):
       return found

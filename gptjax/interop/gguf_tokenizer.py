@@ -63,19 +63,23 @@ def read(metadata: Mapping[str, Any], where: Any) -> Tokenizer:
   pieces = metadata.get('tokenizer.ggml.tokens')
   if not isinstance(pieces, list) or not pieces:
     raise Mistake(f'{where} holds no tokenizer (tokenizer.ggml.tokens).')
+  try:
+    return _read(metadata, pieces, where)
+  except (ValueError, TypeError, AttributeError, IndexError) as error:
+    raise Mistake(f'{where}: its tokenizer is damaged: {error}.') from error
+
+
+def _read(metadata: Mapping[str, Any], pieces: list[str], where: Any) -> Tokenizer:
   types = [int(t) for t in metadata.get('tokenizer.ggml.token_type', ())]
   types = types or len(pieces) * [NORMAL]
   if len(types) != len(pieces):
-    raise Mistake(f'{where}: {len(types)} token types for {len(pieces)} tokens.')
-  named = special(metadata, where)
+    raise ValueError(f'{len(types)} token types for {len(pieces)} tokens')
+  named = special(metadata)
   edges = named['bos_token'], named['eos_token']
   for name in filter(None, edges):
     types[pieces.index(name)] = CONTROL
   if HF_JSON in metadata:
-    try:
-      spec = json.loads(metadata[HF_JSON])
-    except (ValueError, TypeError) as error:
-      raise Mistake(f'{where}: {HF_JSON} is no JSON: {error}.') from None
+    spec = json.loads(metadata[HF_JSON])
   else:
     spec = _spec(metadata, pieces, types, where)
   return with_edges(spec, where, *edges)
@@ -97,18 +101,14 @@ def with_edges(
   )
 
 
-def special(metadata: Mapping[str, Any], where: Any) -> dict[str, str | None]:
-  """bos_token, eos_token and pad_token, as far as they are said.
-
-  Raises:
-    Mistake: one of them is no token of the file.
-  """
+def special(metadata: Mapping[str, Any]) -> dict[str, str | None]:
+  """bos_token, eos_token and pad_token, as far as they are said."""
   pieces, found = metadata['tokenizer.ggml.tokens'], {}
   for key, short in (('bos', 'bos'), ('eos', 'eos'), ('pad', 'padding')):
     index = metadata.get(f'tokenizer.ggml.{short}_token_id')
-    if index is not None and not 0 <= int(index) < len(pieces):
-      raise Mistake(f'{where}: {short}_token_id={index} of {len(pieces)} tokens.')
-    found[f'{key}_token'] = None if index is None else pieces[int(index)]
+    if index is not None and not 0 <= index < len(pieces):
+      raise ValueError(f'{short}_token_id={index} of {len(pieces)} tokens')
+    found[f'{key}_token'] = None if index is None else pieces[index]
   return found
 
 
@@ -154,9 +154,10 @@ def _sentencepiece(
   metadata: Mapping[str, Any], pieces: list[str], types: list[int], where: Any
 ) -> dict[str, Any]:
   """With spaces as they are: a true U+2581 then goes to its bytes, not to a space."""
+  del where
   scores = metadata.get('tokenizer.ggml.scores', ())
   if len(scores) != len(pieces):
-    raise Mistake(f'{where}: {len(scores)} scores for {len(pieces)} tokens.')
+    raise ValueError(f'{len(scores)} scores for {len(pieces)} tokens')
   written = [
     piece.replace('\u2581', ' ') if kind in (NORMAL, UNUSED) else piece
     for piece, kind in zip(pieces, types, strict=True)

@@ -61,7 +61,7 @@ def read_gguf(path: epath.Path) -> Published:
     tokenizer=tokenizer,
     template=file.metadata.get(gguf_tokenizer.TEMPLATE, ''),
     generation={},
-    special=_special(tokenizer, gguf_tokenizer.special(file.metadata, path)),
+    special=_special(tokenizer, gguf_tokenizer.special(file.metadata)),
     dtype=dtype,
     load=load,
   )
