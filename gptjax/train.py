@@ -53,6 +53,7 @@ def train(
     Failure: it cannot go on: a full disk, too many bad steps.
   """
   c = config.to_dict()
+  run.check_config(c)
   screen.compile_cache(c['compile_cache'], say)
   mesh = sharding.make_mesh(c['mesh'])
   rules = sharding.make_rules(c['rules'])

@@ -170,6 +170,7 @@ def first_rows(config: Any, n: int, workdir: str, data: str) -> tuple[Any, Any]:
   with tempfile.TemporaryDirectory(prefix='view') as folder:
     if not (place / 'tokenizer').exists():
       place = epath.Path(folder)
+    run.check_config(config)
     mixture = run.make_mixture(config, data)
     given = run.make_origin(config, files.say)
     tokenizer = run.make_tokenizer(config, mixture, place, given, files.say)
