@@ -133,7 +133,7 @@ def parse(
     line = nearest(e.flagname, allowed)
     raise Mistake(f'unknown flag --{e.flagname}: {line}') from None
   except absl.flags.Error as e:
-    raise Mistake(str(e)) from None
+    raise Mistake(_allowed(str(e))) from None
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise Mistake(f'--config: {e}') from None
   finally:
@@ -154,6 +154,20 @@ def parse(
     found.config_file = config_flags.get_config_filename(values['config'])
     _refuse_names(found.overrides)
   return found
+
+
+def _allowed(line: str) -> str:
+  """absl's line on a value that is of another type, with the type by name."""
+  for said, kind in (
+    ('invalid literal for int', 'a whole number'),
+    ('could not convert string to float', 'a number'),
+    ('Non-boolean argument', 'true or false'),
+  ):
+    flag, found, _ = line.partition(said)
+    if found:
+      flag = flag.rstrip("( :'")
+      return f'{flag}: {kind} is allowed.'
+  return line
 
 
 def _define(values: absl.flags.FlagValues, name: str, flag: Flag) -> None:
@@ -224,7 +238,7 @@ def _resolve(argv: list[str]) -> list[str]:
       path = find_config(file)
       config = load_config(path, extra if ':' in (arg if pending else value) else None)
       spec = f'{path}:{extra}' if extra else str(path)
-      out.append(f'--config={spec}')
+      out.insert(1, f'--config={spec}')  # Before its keys, wherever it was said.
       pending = False
     elif name in ('--config', '-config'):
       pending = True
@@ -278,24 +292,27 @@ def load_config(path: pathlib.Path, arg: str | None) -> ml_collections.ConfigDic
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
+    if not hasattr(module, 'get_config'):
+      raise Mistake(f'{path}: it has no function get_config(arg).')
     config = module.get_config() if arg is None else module.get_config(arg)
   except Mistake:
     raise
-  except Exception as e:
+  except (Exception, SystemExit) as e:
     line = _line_of(e, path)
     raise Mistake(f'{path}{line}: {type(e).__name__}: {e}') from None
   if not isinstance(config, ml_collections.ConfigDict):
-    raise Mistake(f'{path}: get_config returns no ConfigDict, but {type(config)}.')
+    kind = type(config).__name__
+    raise Mistake(f'{path}: get_config returns no ConfigDict, but a {kind}.')
   return config
 
 
-def _line_of(error: Exception, path: pathlib.Path) -> str:
+def _line_of(error: BaseException, path: pathlib.Path) -> str:
   import traceback
 
   if isinstance(error, SyntaxError):
-    return f':{error.lineno}'
+    return f':{error.lineno}' if error.lineno else ''
   frames = traceback.extract_tb(error.__traceback__)
-  lines = [f.lineno for f in frames if pathlib.Path(f.filename) == path]
+  lines = [f.lineno for f in frames if pathlib.Path(f.filename) == path.absolute()]
   return f':{lines[-1]}' if lines else ''
 
 

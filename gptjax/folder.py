@@ -142,7 +142,8 @@ def read_config(path: epath.PathLike) -> dict[str, Any]:
     read = json.loads(file.read_text())
     form, config = read['format'], read['config']
   except (ValueError, KeyError, TypeError) as error:
-    raise Mistake(f'{file} is damaged: {error}.') from None
+    kind = type(error).__name__
+    raise Mistake(f'{file} is damaged: {kind}: {error}.') from None
   if form > FORMAT:
     raise Mistake(f'{file} has format {form}; this version reads up to {FORMAT}.')
   return config

@@ -54,7 +54,8 @@ def make(room: str, config: Mapping[str, Any], where: str = '', **given: Any) ->
 
   Raises:
     Mistake: an unknown name, an argument that the function does not take, or one
-      that it needs and nobody gives. `where` is the config key, such as 'c.optim'.
+      that it needs and nobody gives; and what the function raises, which names the
+      place too. `where` is the config key, such as 'c.optim'.
   """
   config = dict(config)
   name = config.pop('name', None)
@@ -80,7 +81,12 @@ def make(room: str, config: Mapping[str, Any], where: str = '', **given: Any) ->
   ]
   if missing:
     raise Mistake(f'{where or room}: {name} needs {", ".join(missing)}.')
-  return function(**{**config, **given})
+  try:
+    return function(**{**config, **given})
+  except Mistake as mistake:
+    if where in str(mistake):
+      raise
+    raise Mistake(f'{where}: {mistake}') from None
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:

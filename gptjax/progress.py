@@ -7,6 +7,7 @@ FLOPs make up (PaLM, arXiv 2204.02311, appendix B).
 import contextlib
 import functools
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -50,6 +51,8 @@ PEAKS = {
   'Tesla V100': 125e12,
   'Tesla T4': 65e12,
 }
+
+NARROW = 60  # Columns of a terminal that has no room for more than the loss.
 
 
 def peak_flops(devices: Sequence[Any] | None = None) -> float | None:
@@ -136,10 +139,11 @@ class Progress:
     self._first: tuple[float, int] | None = None
     self._told = -np.inf
     self._bar: Bar | None = None
+    self._narrow = self._console.is_terminal and self._console.width < NARROW
     if self._console.is_terminal:
       self._bar = Bar(
         MofNCompleteColumn(),
-        BarColumn(),
+        *([] if self._narrow else [BarColumn()]),
         TextColumn('{task.fields[numbers]}', markup=False),
         console=self._console,
         refresh_per_second=2,
@@ -164,8 +168,9 @@ class Progress:
     now = time.monotonic()
     self._first = self._first or (now, step)
     parts = [] if loss is None else [f'loss {loss:.4f}']
-    parts += [] if tokens_per_s is None else [f'{tokens_per_s:,.0f} tokens/s']
-    parts += [] if mfu is None else [f'MFU {100 * mfu:.1f} %']
+    if not self._narrow:
+      parts += [] if tokens_per_s is None else [f'{tokens_per_s:,.0f} tokens/s']
+      parts += [] if mfu is None else [f'MFU {100 * mfu:.1f} %']
     since, first = self._first
     if step > first and step < self._steps:
       left = (now - since) / (step - first) * (self._steps - step)
@@ -198,7 +203,10 @@ def duration(seconds: float) -> str:
 
 
 def parameter_table(params: Tree) -> str:
-  """A line for each leaf: name, shape, dtype, numbers, share; and the sum."""
+  """A line for each leaf: name, shape, dtype, numbers, share; and the sum.
+
+  On a terminal that is too narrow for it: name and numbers.
+  """
   total = count(params)
   rows = [('parameters', 'shape', 'dtype', 'numbers', 'share')]
   for path, leaf in paths(params).items():
@@ -207,10 +215,12 @@ def parameter_table(params: Tree) -> str:
     rows.append((path, shape, str(leaf.dtype), f'{size:,}', share))
   rows.append(('all', '', '', f'{total:,}', '100.0 %'))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  shown = range(5)
+  if sum(widths) + 2 * 4 > shutil.get_terminal_size((NARROW * 2, 0)).columns:
+    shown = (0, 3)
   return '\n'.join(
     '  '.join(
-      cell.ljust(width) if i < 3 else cell.rjust(width)
-      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+      row[i].ljust(widths[i]) if i < 3 else row[i].rjust(widths[i]) for i in shown
     )
     for row in rows
   )

@@ -71,6 +71,8 @@ def assemble(
 
 def _check_counts(c: Mapping[str, Any]) -> None:
   """Raises Mistake for a number of steps that is below 0; 0 is never."""
+  if c['steps'] >= 2**31:
+    raise Mistake(f'c.steps={c["steps"]}: below 2**31.')
   samples = {'samples.every': c['samples']['every']}
   evals = {f'evals.{k}.every': e.get('every', 0) for k, e in c['evals'].items()}
   profile = {f'profile.{k}': v for k, v in c['profile'].items()}

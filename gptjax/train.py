@@ -28,6 +28,7 @@ from gptjax import (
   start,
 )
 from gptjax import step as steps
+from gptjax.config import check_config
 from gptjax.words import Failure, Frozen, Leave, Params, TrainState
 
 Say = Callable[[str], None]
@@ -53,6 +54,7 @@ def train(
     Failure: it cannot go on: a full disk, too many bad steps.
   """
   c = config.to_dict()
+  check_config(c)
   screen.compile_cache(c['compile_cache'], say)
   mesh = sharding.make_mesh(c['mesh'])
   rules = sharding.make_rules(c['rules'])

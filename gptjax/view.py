@@ -165,11 +165,13 @@ def first_rows(config: Any, n: int, workdir: str, data: str) -> tuple[Any, Any]:
   from etils import epath
 
   from gptjax import files, run
+  from gptjax.config import check_config
 
   place = epath.Path(workdir)
   with tempfile.TemporaryDirectory(prefix='view') as folder:
     if not (place / 'tokenizer').exists():
       place = epath.Path(folder)
+    check_config(config)
     mixture = run.make_mixture(config, data)
     given = run.make_origin(config, files.say)
     tokenizer = run.make_tokenizer(config, mixture, place, given, files.say)

@@ -57,6 +57,11 @@ MISTAKES = [
   ),
   (['--config.model.embed=1000000'], 'parameters with gradients and optimizer state'),
   (['--config.steps=0'], 'c.steps=0'),
+  (['--config.steps=3000000000'], 'c.steps=3000000000: below'),
+  (['--config.steps=1e3'], 'steps=1e3: a whole number is allowed'),
+  (['--config.objective.smoothing=1'], 'c.objective.smoothing=1.0'),
+  (['--config.objective.z_loss=nan'], 'c.objective.z_loss=nan'),
+  (['--config.evals.val.split=vl'], "c.mixture.tasks.words: split='vl'"),
   (['--config.optim.lr=nan'], 'c.optim.lr=nan'),
   (['--config.model.heads=3'], 'heads=3'),
   (['--config.mesh.data=3'], 'c.mesh'),
@@ -91,6 +96,31 @@ def test_a_mistake_is_one_line_before_anything_is_trained(call, args, says):
   assert err.splitlines()[-1].startswith('gptjax: ')
   assert 'step 1' not in err
   assert not out
+
+
+@pytest.mark.parametrize(
+  ('line', 'says'),
+  [
+    ('del c["evals"]', 'c.evals is missing'),
+    ('del c.samples["every"]', 'c.samples.every is missing'),
+    ('c.save_every = 2.5', 'c.save_every=2.5: a int is wanted'),
+    ('c.optim = "adamw"', "c.optim='adamw': a dict is wanted"),
+    ('c.mixture.tasks.words = "text"', "c.mixture.tasks.words='text': a dict"),
+    ('raise SystemExit(3)', 'mine.py:4: SystemExit: 3'),
+  ],
+)
+def test_a_config_that_is_not_as_it_should_be(call, corpus, tmp_path, line, says):
+  (tmp_path / 'mine.py').write_text(
+    'from tests import tiny\n'
+    'def get_config(arg=""):\n'
+    f'  c = tiny.get_config("text={corpus}")\n'
+    f'  with c.ignore_type(): {line}\n'
+    '  return c\n'
+  )
+  code, _, err = call('main', '--config=mine.py', '--workdir=run')
+  assert code == 2
+  assert says in err
+  assert err.count('\n') == 1
 
 
 def test_memory_that_runs_out_is_one_line(call, monkeypatch):

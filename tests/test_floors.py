@@ -12,8 +12,8 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 FLOORS = [
   ['words', 'mistakes', 'lookup', 'tree', 'files', 'manifest', 'steps', 'signals'],
   [
-    'sharding', 'capacity', 'optim', 'metrics', 'progress', 'checkpoint', 'folder',
-    'tokenizers', 'sources',
+    'config', 'sharding', 'capacity', 'optim', 'metrics', 'progress', 'checkpoint',
+    'folder', 'tokenizers', 'sources',
   ],
   ['models', 'tasks'],
   ['data', 'generate', 'objectives', 'interop', 'safety', 'step', 'trained'],

@@ -237,7 +237,24 @@ def test_a_bar_on_a_terminal_leaves_it_clean():
   assert text.rindex('\x1b[?25h') > text.rindex('\x1b[?25l')  # The cursor is back.
 
 
-def test_parameter_table():
+def test_a_narrow_terminal_shows_what_fits(monkeypatch):
+  out = io.StringIO()
+  console = Console(file=out, force_terminal=True, width=40)
+  with progress.Progress(100, console=console) as bar:
+    bar.update(49, loss=2.5, tokens_per_s=12345.6, mfu=0.4)
+    bar.update(50, loss=2.5, tokens_per_s=12345.6, mfu=0.4)
+  text = out.getvalue()
+  assert '50/100' in text
+  assert 'loss 2.5000' in text
+  assert 'left' in text
+  assert 'tokens/s' not in text
+  monkeypatch.setenv('COLUMNS', '30')
+  lines = progress.parameter_table({'a': jnp.zeros((3, 4))}).splitlines()
+  assert lines[1].split() == ['a', '12']
+
+
+def test_parameter_table(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '80')
   params = {'a': {'w': jnp.zeros((3, 4))}, 'b': jnp.zeros((), jnp.bfloat16)}
   lines = progress.parameter_table(params).splitlines()
   assert lines[1].split() == ['a/w', '3x4', 'float32', '12', '92.3', '%']

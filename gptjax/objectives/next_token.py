@@ -3,12 +3,24 @@
 Source: Bengio et al. 2003; the terms of the loss are models/loss.py's.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from gptjax.models.loss import cross_entropy
 from gptjax.objectives import _trunk
-from gptjax.words import Array, Batch, Frozen, Metrics, Model, Objective, Params, Sum
+from gptjax.words import (
+  Array,
+  Batch,
+  Frozen,
+  Metrics,
+  Mistake,
+  Model,
+  Objective,
+  Params,
+  Sum,
+)
 
 
 def next_token(
@@ -29,6 +41,10 @@ def next_token(
     Mistake: a number out of range.
   """
   _trunk.check(neftune, smoothing)
+  if not 0 <= z_loss < math.inf:
+    raise Mistake(f'c.objective.z_loss={z_loss}: a factor of at least 0.')
+  if chunk < 1:
+    raise Mistake(f'c.objective.chunk={chunk}: at least 1 token.')
 
   def objective(
     model: Model, params: Params, frozen: Frozen, batch: Batch, key: jax.Array | None

@@ -124,8 +124,14 @@ def check(clip: float, weight_decay: float, ema: float = 0.0) -> None:
     raise Mistake(f'c.optim.clip={clip}: a global norm above 0, or 0 for no clipping.')
   if not weight_decay >= 0:
     raise Mistake(f'c.optim.weight_decay={weight_decay} is negative.')
-  if not 0 <= ema < 1:
-    raise Mistake(f'c.optim.ema={ema}: from 0 (no averaging) to below 1.')
+  check_decays(ema=ema)
+
+
+def check_decays(**decays: float) -> None:
+  """Raises Mistake for the decay of a moving average that is out of range, by name."""
+  for name, value in decays.items():
+    if not 0 <= value < 1:
+      raise Mistake(f'c.optim.{name}={value}: from 0 (no averaging) to below 1.')
 
 
 def chain(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import optax
 
-from gptjax.optim._chain import SCALAR, Assemble, Rule, chain
+from gptjax.optim._chain import SCALAR, Assemble, Rule, chain, check_decays
 from gptjax.optim.schedules import make_schedule
 from gptjax.words import Optimizer, Tree
 
@@ -46,6 +46,7 @@ def adamw(
 
 def adam_rule(b1: float, b2: float, eps: float) -> Rule:
   """Mean over root mean square of the gradients, both corrected for their start."""
+  check_decays(b1=b1, b2=b2)
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
   def axes(param_axes: Tree) -> optax.ScaleByAdamState:

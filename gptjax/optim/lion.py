@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import optax
 
-from gptjax.optim._chain import SCALAR, Assemble, Rule, chain
+from gptjax.optim._chain import SCALAR, Assemble, Rule, chain, check_decays
 from gptjax.optim.schedules import make_schedule
 from gptjax.words import Optimizer, Tree
 
@@ -48,6 +48,7 @@ def lion(
 
 
 def _rule(b1: float, b2: float) -> Rule:
+  check_decays(b1=b1, b2=b2)
   inner = optax.scale_by_lion(b1=b1, b2=b2)
 
   def axes(param_axes: Tree) -> optax.ScaleByLionState:

@@ -24,7 +24,15 @@ import optax
 
 from gptjax import tree
 from gptjax.lookup import nearest
-from gptjax.optim._chain import STACKED, Assemble, Rule, axes_by_path, chain, sides
+from gptjax.optim._chain import (
+  STACKED,
+  Assemble,
+  Rule,
+  axes_by_path,
+  chain,
+  check_decays,
+  sides,
+)
 from gptjax.optim.adamw import adam_rule
 from gptjax.optim.schedules import make_schedule
 from gptjax.words import Array, Mistake, Optimizer, Params, Tree
@@ -82,6 +90,7 @@ def muon(
   """
   if scale not in ('rms', 'width'):
     raise Mistake(f'c.optim.scale={scale!r}: {nearest(scale, ("rms", "width"))}')
+  check_decays(momentum=momentum)
   hidden = hidden_matrices(axes)
   if not hidden:
     found = ', '.join(list(axes_by_path(axes))[:8])

@@ -61,6 +61,7 @@ def schedule_free(
   if not 0 < b1 < 1:
     raise Mistake(f'c.optim.b1={b1}: schedule_free wants it above 0 and below 1.')
   _chain.check(clip, weight_decay)
+  _chain.check_decays(b2=b2)
   schedule = make_schedule(
     lr, steps, warmup=warmup, decay=decay, final=final, cooldown=cooldown
   )

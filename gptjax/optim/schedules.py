@@ -15,6 +15,7 @@ with p = (n - W) / (N - W) and q = (n - (N - C)) / C, both cut to [0, 1]. No upd
 made at 0: the first has lr / W, and the last stands one step before p = q = 1.
 """
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -53,8 +54,8 @@ def make_schedule(
     raise Mistake(f'c.optim.decay={decay!r} is unknown: {nearest(decay, DECAYS)}')
   if steps < 1:
     raise Mistake(f'c.steps={steps}: a run has at least 1 step.')
-  if not lr >= 0:
-    raise Mistake(f'c.optim.lr={lr}: a learning rate is at least 0.')
+  if not 0 <= lr < math.inf:
+    raise Mistake(f'c.optim.lr={lr}: a learning rate is at least 0, and finite.')
   if not 0 <= final <= 1:
     raise Mistake(f'c.optim.final={final} is a fraction of lr: 0 to 1.')
   W = _in_steps('warmup', warmup, steps)
