@@ -262,7 +262,10 @@ class Run(NamedTuple):
     **settings: Any,
   ) -> list[text.Result]:
     """Continues several texts, or answers conversations, together."""
-    writing = {'template': self.template, 'control': self.check_control(control)}
+    writing: dict[str, Any] = {
+      'template': self.template,
+      'control': self.check_control(control),
+    }
     counts = {k: settings[k] for k in ('max_tokens', 'n') if k in settings}
     size = text.slots_and_length(
       self.tokenizer, prompts, context=self.length, **writing, **counts
