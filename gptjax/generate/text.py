@@ -190,10 +190,7 @@ def ids_of(
   if not isinstance(prompt, Conversation):
     return list(prompt) or [tokenizer.start]
   if template is None:
-    raise Mistake(
-      f'the tokenizer {tokenizer.name} has neither a chat template nor our control '
-      'tokens: a conversation cannot be written with it.'
-    )
+    raise Mistake('a conversation needs a template to be written with.')
   if control:
     prompt = prompt._replace(control=tuple(control))
   return template.prompt(prompt).tolist()
