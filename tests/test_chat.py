@@ -30,16 +30,16 @@ def run(tmp_path_factory):
   ]
   path = place / 'talks.jsonl'
   path.write_text('\n'.join(map(json.dumps, records)))
-  config = tiny.get_config('steps=60')
+  config = tiny.get_config('steps=48')
   task = dict(name='conversations', path=str(path), control=dict(style='manner'))
   config.mixture.tasks = dict(talks=task)
   config.mixture.length = 64
   config.model.dropout = 0.0
   config.evals.val.task = 'talks'
   config.samples = dict(
-    prompts=('hi 5',), max_tokens=8, temperature=0.0, every=60, chat=True
+    prompts=('hi 5',), max_tokens=8, temperature=0.0, every=48, chat=True
   )
-  config.save_every = config.log_every = config.evals.val.every = 60
+  config.save_every = config.log_every = config.evals.val.every = 48
   config.optim.lr = 3e-2
   lines = []
   result = train.train(config, place / 'run', say=lines.append)
@@ -92,6 +92,17 @@ def test_the_command_asks_for_it(run, command):
   found = json.loads(out)
   assert (found['prompt'], found['text']) == ('hi 3', 'AY!')
   assert found['messages'] == [{'role': 'user', 'content': 'hi 3'}]
+
+
+def test_the_system_may_say_something_first(run, command):
+  args = (f'--run={run[0]}', '--temperature=0', '--prompt=hi 3')
+  code, out, _ = command(*args, '--chat', '--system=style: loud', '--json')
+  assert code == 0
+  found = json.loads(out)
+  assert found['text'] == 'AY!'
+  assert found['messages'][0] == {'role': 'system', 'content': 'style: loud'}
+  code, _, err = command(*args, '--system=style: loud')
+  assert (code, '--system goes with --chat' in err) == (2, True)
 
 
 def test_prompts_may_be_conversations(run, command, tmp_path):

@@ -169,9 +169,12 @@ def slots_and_length(
   return {'slots': max(1, min(most, n * len(prompts))), 'length': length}
 
 
-def said_by_user(prompt: Prompt) -> Prompt:
+def said_by_user(prompt: Prompt, system: str = '') -> Prompt:
   """A text as the conversation in which a user says it; others as they are."""
-  return Conversation((Turn('user', prompt),)) if isinstance(prompt, str) else prompt
+  if not isinstance(prompt, str):
+    return prompt
+  first = (Turn('system', system),) if system else ()
+  return Conversation((*first, Turn('user', prompt)))
 
 
 def ids_of(
