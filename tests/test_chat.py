@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptjax import flags, folder, train, view
+from gptjax import flags, train, view
 from gptjax.generate import __main__ as generate
 from gptjax.run import open_run
 from gptjax.words import Conversation, Mistake, Turn
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
   config.optim.lr = 3e-2
   lines = []
   result = train.train(config, place / 'run', say=lines.append)
-  return place / 'run', result, lines
+  return place / 'run', result, lines, config.to_dict()
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def command(capsys):
 
 
 def test_the_answer_is_learnt_and_nothing_else_counts(run):
-  _, result, lines = run
+  _, result, lines, _ = run
   assert result['val/nats_per_token'] < 0.2
   assert any('0 (0.0%) cut to fit' in line for line in lines)
 
@@ -148,8 +148,7 @@ def test_a_text_is_continued_after_its_control(run):
 
 
 def test_view_shows_what_weighs(run):
-  config = folder.read_config(run[0])
-  batch, tokenizer = view.first_rows(config, 2, str(run[0]), '')
+  batch, tokenizer = view.first_rows(run[3], 2, str(run[0]), '')
   text = view.rows_text(batch, tokenizer, 2)
   assert 'style: ' in text.replace('│', '')
   assert '    weight 1   A│Y│!│<|turn|>' in text or 'a│y│.│<|turn|>' in text
