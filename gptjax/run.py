@@ -283,7 +283,7 @@ class Run(NamedTuple):
       **settings: of `generate`.
 
     Raises:
-      Mistake: messages that are none, or a model without a chat template.
+      Mistake: messages that are none, or that its template refuses.
     """
     if not isinstance(messages, Conversation):
       try:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gptjax import flags, folder, train, view
+from gptjax import flags, train, view
 from gptjax.generate import __main__ as generate
 from gptjax.run import open_run
 from gptjax.words import Conversation, Mistake, Turn
@@ -30,20 +30,20 @@ def run(tmp_path_factory):
   ]
   path = place / 'talks.jsonl'
   path.write_text('\n'.join(map(json.dumps, records)))
-  config = tiny.get_config('steps=60')
+  config = tiny.get_config('steps=48')
   task = dict(name='conversations', path=str(path), control=dict(style='manner'))
   config.mixture.tasks = dict(talks=task)
   config.mixture.length = 64
   config.model.dropout = 0.0
   config.evals.val.task = 'talks'
   config.samples = dict(
-    prompts=('hi 5',), max_tokens=8, temperature=0.0, every=60, chat=True
+    prompts=('hi 5',), max_tokens=8, temperature=0.0, every=48, chat=True
   )
-  config.save_every = config.log_every = config.evals.val.every = 60
+  config.save_every = config.log_every = config.evals.val.every = 48
   config.optim.lr = 3e-2
   lines = []
   result = train.train(config, place / 'run', say=lines.append)
-  return place / 'run', result, lines
+  return place / 'run', result, lines, config.to_dict()
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def command(capsys):
 
 
 def test_the_answer_is_learnt_and_nothing_else_counts(run):
-  _, result, lines = run
+  _, result, lines, _ = run
   assert result['val/nats_per_token'] < 0.2
   assert any('0 (0.0%) cut to fit' in line for line in lines)
 
@@ -92,6 +92,17 @@ def test_the_command_asks_for_it(run, command):
   found = json.loads(out)
   assert (found['prompt'], found['text']) == ('hi 3', 'AY!')
   assert found['messages'] == [{'role': 'user', 'content': 'hi 3'}]
+
+
+def test_the_system_may_say_something_first(run, command):
+  args = (f'--run={run[0]}', '--temperature=0', '--prompt=hi 3')
+  code, out, _ = command(*args, '--chat', '--system=style: loud', '--json')
+  assert code == 0
+  found = json.loads(out)
+  assert found['text'] == 'AY!'
+  assert found['messages'][0] == {'role': 'system', 'content': 'style: loud'}
+  code, _, err = command(*args, '--system=style: loud')
+  assert (code, '--system goes with --chat' in err) == (2, True)
 
 
 def test_prompts_may_be_conversations(run, command, tmp_path):
@@ -137,8 +148,7 @@ def test_a_text_is_continued_after_its_control(run):
 
 
 def test_view_shows_what_weighs(run):
-  config = folder.read_config(run[0])
-  batch, tokenizer = view.first_rows(config, 2, str(run[0]), '')
+  batch, tokenizer = view.first_rows(run[3], 2, str(run[0]), '')
   text = view.rows_text(batch, tokenizer, 2)
   assert 'style: ' in text.replace('│', '')
   assert '    weight 1   A│Y│!│<|turn|>' in text or 'a│y│.│<|turn|>' in text

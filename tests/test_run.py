@@ -3,6 +3,7 @@
 import pytest
 from etils import epath
 
+from experiments import common
 from gptjax import run
 from gptjax.tokenizers.bytes import bytes as byte_tokenizer
 from gptjax.words import Conversation, Label, Mistake, Pair, Text, Turn
@@ -90,4 +91,18 @@ def test_epochs_reach_the_source(tmp_path):
     made.next()
   stats = made.stats()
   made.close()
-  assert stats['b/epochs'] / stats['a/epochs'] == pytest.approx(4, rel=0.15)
+  assert stats['epochs/b'] / stats['epochs/a'] == pytest.approx(4, rel=0.15)
+
+
+def test_each_task_has_an_evaluation_of_its_own(tmp_path):
+  config = tiny.get_config(f'text={tiny.write_corpus(tmp_path)}')
+  task = config.mixture.tasks.words.to_dict()
+  tasks = dict(a=dict(task), b=dict(task, splits=dict(val=0.2)))
+  config.mixture = common.mixture(tasks, 32)
+  config.evals = common.evals_of(tasks, name='perplexity', every=7)
+  found = run.eval_tasks(config.to_dict(), '')
+  assert list(found) == ['val_a', 'val_b']
+  assert 0 < len(found['val_a']) < len(found['val_b'])
+  assert config.evals.val_b.to_dict() == dict(
+    name='perplexity', every=7, task='b', split='val'
+  )

@@ -14,6 +14,7 @@ import numpy as np
 
 from gptjax.lookup import nearest
 from gptjax.tokenizers.store import plain
+from gptjax.tokenizers.turns import join
 from gptjax.words import (
   Conversation,
   Encoded,
@@ -92,13 +93,7 @@ def _conversation(conversation: Conversation, recipe: Recipe) -> Fitted:
     return Fitted(None, 0.0)
   sizes = [len(plain(turn.text).encode()) for turn in turns[:keep]]
   size = float(np.dot(weights[:keep], sizes))
-  ids = np.concatenate([part.ids for part in parts[:keep]])
-  own = np.concatenate([_weights(part) for part in parts[:keep]])
-  return Fitted(Encoded(ids, own), size, keep < len(turns))
-
-
-def _weights(part: Encoded) -> np.ndarray:
-  return np.ones(len(part.ids), np.float32) if part.weights is None else part.weights
+  return Fitted(join(parts[:keep]), size, keep < len(turns))
 
 
 def _label(example: Label, tokenizer: Tokenizer, length: int | None) -> Fitted:

@@ -105,10 +105,13 @@ def make_source(
 
 def _sizes(name: str, task: Task, tokens: Tokens) -> str:
   """What a task holds, in a line."""
-  line = (
-    f'{name}: {len(tokens.lengths):,} documents, {tokens.targets:,} tokens, '
-    f'{tokens.bytes / tokens.targets:.2f} bytes per token'
-  )
+  line = f'{name}: {len(tokens.lengths):,} documents, {tokens.targets:,} tokens'
+  if tokens.extras:
+    total = len(tokens.lengths) + tokens.left
+    for count, what in ((tokens.cut, 'cut to fit'), (tokens.left, 'left out')):
+      line += f', {count:,} ({count / total:.1%}) {what}'
+  else:
+    line += f', {tokens.bytes / tokens.targets:.2f} bytes per token'
   skipped = getattr(task, 'skipped', 0)
   return f'{line}; {skipped:,} bad ones skipped.' if skipped else f'{line}.'
 
@@ -346,6 +349,8 @@ def eval_batches(
     say=say,
   )
   check_enough(tokens, length)
+  if say and tokens.extras:
+    say(_sizes(f'evaluation of {task.name}', task, tokens))
   plan = pack.best_fit(tokens.lengths - 1, length)
   mine = _host_rows(batch_size, hosts, host)
   make = functools.partial(_eval_batch, tokens, plan, length, batch_size, mine)

@@ -69,7 +69,7 @@ def tokenize(
   mean = _mean_size(task)
   large = mean * len(task) > small
   if folder is None and not large:
-    return _told(tokens_lib.in_memory(task, tokenizer, recipe), task, say)
+    return tokens_lib.in_memory(task, tokenizer, recipe)
   digest = tokens_lib.data_digest(task, tokenizer, recipe)
   root = cache_folder() / 'tokens' if folder is None else epath.Path(folder)
   path = root / f'{_plain(task.name)}-{digest[:16]}'
@@ -84,18 +84,7 @@ def tokenize(
       workers=workers,
       say=say,
     )
-  return _told(open_shards(path, digest), task, say)
-
-
-def _told(tokens: Tokens, task: Task, say: Say | None) -> Tokens:
-  """The tokens, after a line on how much of a task's examples does not fit a row."""
-  if say and tokens.extras:
-    total = len(tokens.lengths) + tokens.left
-    line = f'{task.name}: {total:,} examples'
-    for count, what in ((tokens.cut, 'cut to fit'), (tokens.left, 'left out')):
-      line += f', {count:,} ({count / total:.1%}) {what}'
-    say(f'{line}.')
-  return tokens
+  return open_shards(path, digest)
 
 
 def cache_folder() -> epath.Path:

@@ -71,11 +71,7 @@ def data_digest(task: Task, tokenizer: Tokenizer, recipe: Recipe = PLAIN) -> str
   said = [task.digest, tokenizer.digest]
   if task.kind == 'conversation':
     if recipe.template is None:
-      raise Mistake(
-        f'{task.name} holds conversations, and the tokenizer {tokenizer.name} has '
-        'neither a chat template nor our control tokens: start from a model that has '
-        '(c.init), or train a tokenizer (c.tokenizer).'
-      )
+      raise Mistake(f'{task.name} holds conversations: they need a template.')
     roles = json.dumps(dict(recipe.roles), sort_keys=True)
     said += [recipe.template.digest, roles, str(recipe.length)]
   elif task.kind == 'label':

@@ -47,6 +47,7 @@ OPTIONS = {
     [], 'Ends an answer before this text; may be repeated.', many=True
   ),
   'chat': flags.Flag(False, 'Prompts are what a user says to the assistant.'),
+  'system': flags.Flag('', 'With --chat: what the system says before the user.'),
   'control': flags.Flag(
     [], 'What is asked for, key=value such as style=formal; may be repeated.', many=True
   ),
@@ -63,6 +64,8 @@ def main(values: types.SimpleNamespace) -> None:
     raise Mistake('one of --prompt=TEXT and --prompts=FILE.jsonl is needed, not both.')
   if '' in values.stop:
     raise Mistake('--stop is empty: it would end every answer before it begins.')
+  if values.system and not values.chat:
+    raise Mistake('--system goes with --chat.')
   control = dict(map(_control, values.control))
   # JAX takes seconds to import; mistakes come first.
   from gptjax import screen
@@ -78,7 +81,7 @@ def main(values: types.SimpleNamespace) -> None:
   )
   asked = [plain(prompt) if isinstance(prompt, str) else prompt for prompt in asked]
   if values.chat:
-    asked = [text.said_by_user(prompt) for prompt in asked]
+    asked = [text.said_by_user(prompt, values.system) for prompt in asked]
   screen.compile_cache(True)
   run = open_run(values.run, step=values.step)
   writing: dict[str, Any] = {

@@ -169,9 +169,12 @@ def slots_and_length(
   return {'slots': max(1, min(most, n * len(prompts))), 'length': length}
 
 
-def said_by_user(prompt: Prompt) -> Prompt:
+def said_by_user(prompt: Prompt, system: str = '') -> Prompt:
   """A text as the conversation in which a user says it; others as they are."""
-  return Conversation((Turn('user', prompt),)) if isinstance(prompt, str) else prompt
+  if not isinstance(prompt, str):
+    return prompt
+  first = (Turn('system', system),) if system else ()
+  return Conversation((*first, Turn('user', prompt)))
 
 
 def ids_of(
@@ -190,10 +193,7 @@ def ids_of(
   if not isinstance(prompt, Conversation):
     return list(prompt) or [tokenizer.start]
   if template is None:
-    raise Mistake(
-      f'the tokenizer {tokenizer.name} has neither a chat template nor our control '
-      'tokens: a conversation cannot be written with it.'
-    )
+    raise Mistake('a conversation needs a template to be written with.')
   if control:
     prompt = prompt._replace(control=tuple(control))
   return template.prompt(prompt).tolist()

@@ -40,8 +40,8 @@ def classify(
   path: .csv, .tsv, .jsonl or .parquet, or several by commas; or a set of the folder of
     data sets, such as 'hatespeech'.
   text, label: fields of the records.
-  labels: the values of the label in order, or names for values: dict(x='hate'). Empty:
-    those that the data hold, sorted.
+  labels: the values of the label in order; or a dict of names for values, in the order
+    of the sorted values. Empty: those that the data hold, sorted.
   form: label, a Label for a class head; conversation, the user says the text and the
     assistant the label's name; number, a Label that is a number (regression).
   instruction: a system's turn of conversations; '': none.
@@ -99,8 +99,8 @@ def _values(
   on_bad: str,
 ) -> dict[str, str]:
   """Names of classes by value of the label, in order."""
-  if isinstance(labels, Mapping):
-    found = {str(value): name for value, name in labels.items()}
+  if labels and isinstance(labels, Mapping):
+    found = {str(value): labels[value] for value in sorted(labels, key=str)}
   elif labels:
     found = {str(value): str(value) for value in labels}
   else:

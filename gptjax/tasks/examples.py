@@ -156,7 +156,7 @@ def read_control(
   Raises:
     ValueError: a field that is missing or empty, or holds no words.
   """
-  return tuple((name, _words(record, field)) for name, field in control.items())
+  return tuple((name, _words(record, control[name])) for name in sorted(control))
 
 
 def _words(record: Mapping[str, Any], field: str) -> str:

@@ -32,7 +32,7 @@ SETS = {
   ),
   'boolq': Known(
     'core/boolq.jsonl',
-    'github.com/mosaicml/llm-foundry, scripts/eval/local_data/reading_comprehension',
+    'github.com/mosaicml/llm-foundry, scripts/eval/local_data',
     'repository Apache-2.0, questions CC BY-SA 3.0',
   ),
   'gsm8k': Known(
@@ -73,8 +73,8 @@ SETS = {
   ),
   'triviaqa': Known(
     'core/triviaqa_sm_sub.jsonl',
-    'github.com/mosaicml/llm-foundry, scripts/eval/local_data/world_knowledge',
-    'repository Apache-2.0, questions Apache-2.0',
+    'github.com/mosaicml/llm-foundry, scripts/eval/local_data',
+    'repository Apache-2.0, of the questions it says nothing',
   ),
 }
 

@@ -3,7 +3,8 @@
 The template writes a text, and the names of control tokens in it become their ids; but
 only where the template itself wrote them. To tell, a mark goes before every place of
 what is said where such a name begins, or could with what the template puts beside it;
-marked names stay text, and the marks are taken out before the text is tokenized.
+marked names stay text, and the marks are taken out before the text is tokenized. Added
+tokens that the tokenizer does not call special, such as a <think>, are open to all.
 
 The answers are what lies within `{% generation %}` and `{% endgeneration %}`. In
 templates without these the conversation up to each turn is written alone: a prefix of
@@ -148,7 +149,7 @@ class Jinja:
       if turn.role == 'assistant' and not self._marks:
         found.append((*self._answer(turns, n, text, end), given[n]))
       elif turn.role != 'assistant' and given[n]:
-        said = turn.text.strip()
+        said = self._guard(turn.text).replace(_MARK, '').strip()
         place = -1 if None in (begin, end) else text.find(said, begin, end)
         if place < 0:
           raise Mistake(

@@ -1,10 +1,12 @@
-"""How a conversation is written in ids: our own control tokens.
+"""How a conversation is written in ids: the template of a tokenizer, or our own.
 
   <|start|> <|user|> Hello <|turn|> <|assistant|> Hi! <|turn|> ...
 
 The ids of control tokens come from code, those of what is said from `encode`, so text
 that imitates a control token stays text. `load` finds the template that belongs to a
 tokenizer: the chat template of Jinja in its folder, or this one where there is none.
+Tokenizers of others that have neither (GPT-2's) write roles in words, and the end of a
+document after each answer.
 """
 
 import dataclasses
@@ -22,6 +24,15 @@ from gptjax.tokenizers.turns import ROLES, check_role, join, with_control
 from gptjax.words import Conversation, Encoded, Mistake, Template, Tokenizer, Turn
 
 TURN = '<|turn|>'
+_WORDS = """\
+{{- bos_token }}
+{%- for message in messages %}
+{{- message['role'] | capitalize + ': ' + message['content'] }}
+{%- if message['role'] == 'assistant' %}{{- eos_token }}{%- endif %}
+{{- '\\n\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- 'Assistant:' }}{%- endif %}
+"""
 _NEEDED = (store.START, *(f'<|{role}|>' for role in ROLES), TURN)
 _CONFIG = 'tokenizer_config.json'  # Of a published model's folder.
 
@@ -39,12 +50,11 @@ _JINJA = """\
 """
 
 
-def load(folder: Any, tokenizer: Tokenizer) -> Template | None:
+def load(folder: Any, tokenizer: Tokenizer) -> Template:
   """The template in a tokenizer's folder, of a run's or of a published model's.
 
   Returns:
-    That of chat_template.jinja, or of tokenizer_config.json; our own where there is
-    none; None where the tokenizer lacks our control tokens too.
+    That of chat_template.jinja, or of tokenizer_config.json; else `own`.
 
   Raises:
     Mistake: a file is broken.
@@ -81,10 +91,11 @@ def _json(path: epath.Path) -> dict[str, Any]:
   return found
 
 
-def own(tokenizer: Tokenizer) -> Template | None:
-  """Our own template, if the tokenizer has its control tokens."""
-  known = all(name in tokenizer.controls for name in _NEEDED)
-  return Controls(tokenizer) if known else None
+def own(tokenizer: Tokenizer) -> Template:
+  """Our own template, or the one in words where the tokenizer lacks its tokens."""
+  if all(name in tokenizer.controls for name in _NEEDED):
+    return Controls(tokenizer)
+  return jinja.make(_WORDS, tokenizer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ def join(parts: Sequence[Encoded]) -> Encoded:
 
 
 def control_lines(control: Sequence[tuple[str, str]]) -> str:
-  """'style: formal', a line each."""
-  return '\n'.join(f'{name}: {value}' for name, value in control)
+  """'style: formal', a line each, in the order of the names."""
+  return '\n'.join(f'{name}: {value}' for name, value in sorted(control))
 
 
 def text_of(text: str, control: Sequence[tuple[str, str]]) -> str:

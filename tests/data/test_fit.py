@@ -174,7 +174,7 @@ def test_the_digest_hangs_on_template_roles_and_length():
     for how in (recipe(40), recipe(41), recipe(40, {'user': 0.5}))
   }
   assert len(found) == 3
-  with pytest.raises(Mistake, match='neither a chat template nor our control tokens'):
+  with pytest.raises(Mistake, match='they need a template'):
     tokens.data_digest(task, TOKENIZER)
 
 
@@ -200,6 +200,21 @@ def test_rows_hold_whole_conversations_with_their_weights():
         weights = known[(*inputs.tolist(), int(targets[-1]))]
         assert batch['weights'][row][mine].tolist() == weights[1:]
     assert (batch['weights'][batch['segments'] == 0] == 0).all()
+
+
+def test_a_resume_goes_on_with_the_same_weights():
+  tasks = {'a': (talks(60), None)}
+  settings = dict(template=OWN, length=48, batch_size=4, window=50)
+  first = loader.make_source(tasks, TOKENIZER, **settings)
+  for _ in range(3):
+    first.next()
+  state = first.get_state()
+  rest = [first.next() for _ in range(3)]
+  second = loader.make_source(tasks, TOKENIZER, **settings)
+  second.set_state(state)
+  for batch in rest:
+    found = second.next()
+    assert all((np.asarray(found[k]) == np.asarray(batch[k])).all() for k in batch)
 
 
 def test_kinds_mix():
@@ -232,8 +247,8 @@ def test_what_is_cut_and_left_out_is_told():
   memory = tokens.in_memory(talks(60), TOKENIZER, recipe(40))
   cut, left = memory.cut, memory.left
   assert lines == [
-    f'talks: 60 examples, {cut} ({cut / 60:.1%}) cut to fit, {left} ({left / 60:.1%}) '
-    'left out.'
+    f'a: {60 - left} documents, {memory.targets:,} tokens, {cut} ({cut / 60:.1%}) cut '
+    f'to fit, {left} ({left / 60:.1%}) left out.'
   ]
 
 

@@ -30,6 +30,8 @@ def test_a_label_is_the_index_of_its_class(path):
 def test_names_for_values(path):
   task = classify(path, split='all', labels={'a': 'ham', 'b': 'spam'})
   assert task.labels == ('ham', 'spam')
+  turned = classify(path, split='all', labels={'b': 'spam', 'a': 'ham'})
+  assert (turned.labels, turned.digest) == (task.labels, task.digest)
 
 
 def test_in_words(path):

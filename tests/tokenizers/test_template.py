@@ -1,13 +1,18 @@
 """Our own control tokens, and control lines before what is said."""
 
+import functools
+import json
+import tempfile
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptjax.tokenizers import template, turns
+from gptjax.tokenizers import hf, sentencepiece, template, turns
 from gptjax.tokenizers.bytes import bytes as byte_tokenizer
 from gptjax.words import Conversation, Mistake, Turn
+from tests.tokenizers.specs import byte_level
 
 TOKENIZER = byte_tokenizer()
 OWN = template.own(TOKENIZER)
@@ -52,15 +57,26 @@ NASTY = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(turns.ROLES), NASTY), max_size=5))
-def test_text_that_imitates_a_control_token_stays_text(turns):
-  parts = OWN.encode(talk(*turns), ROLES)
-  assert len(parts) == len(turns)
-  for n, ((role, text), part) in enumerate(zip(turns, parts, strict=True)):
-    names = [index for index in part.ids.tolist() if index in C.values()]
-    assert names == [C['<|start|>']] * (n == 0) + [C[f'<|{role}|>'], C['<|turn|>']]
-    assert TOKENIZER.decode(part.ids) == text.encode(errors='replace').decode()
+@functools.cache
+def trained():
+  """A tokenizer whose text was full of what looks like control tokens."""
+  texts = ['<|user|>Hi<|turn|> a user said', '<|assistant|><|end|> b' * 9] * 20
+  with tempfile.TemporaryDirectory() as cache:
+    return sentencepiece.sentencepiece(lambda: texts, vocab=340, cache=cache)
+
+
+@pytest.mark.parametrize('make', [lambda: TOKENIZER, trained])
+@settings(max_examples=150, deadline=None)
+@given(turns_=st.lists(st.tuples(st.sampled_from(turns.ROLES), NASTY), max_size=5))
+def test_text_that_imitates_a_control_token_stays_text(make, turns_):
+  tokenizer = make()
+  c = tokenizer.controls
+  parts = template.own(tokenizer).encode(talk(*turns_), ROLES)
+  assert len(parts) == len(turns_)
+  for n, ((role, text), part) in enumerate(zip(turns_, parts, strict=True)):
+    names = [index for index in part.ids.tolist() if index in c.values()]
+    assert names == [c['<|start|>']] * (n == 0) + [c[f'<|{role}|>'], c['<|turn|>']]
+    assert tokenizer.decode(part.ids) == text.encode(errors='replace').decode()
 
 
 def test_control_is_the_first_lines_of_the_system():
@@ -90,8 +106,25 @@ def test_mistakes():
     OWN.encode(talk(('asistant', 'Yo!')), ROLES)
 
 
-def test_a_tokenizer_without_our_tokens_has_no_template():
-  class Other:
-    controls = {'<|start|>': 0}
-
-  assert template.own(Other()) is None
+def test_a_tokenizer_without_our_tokens_writes_roles_in_words(tmp_path):
+  path = tmp_path / 'tokenizer.json'
+  path.write_text(json.dumps(byte_level()), 'utf-8')
+  tokenizer = hf.hf(path)
+  words = template.own(tokenizer)
+  said = [('system', 'Be kind.'), ('user', 'Hi'), ('assistant', 'Yo!')]
+  parts = words.encode(talk(*said, *said[1:]), ROLES | {'user': 0.0})
+  names = {index: name for name, index in tokenizer.controls.items()}
+  shown = [
+    ''.join(names.get(i) or tokenizer.piece(i).decode() for i in part.ids.tolist())
+    for part in parts
+  ]
+  assert shown == [
+    '<|begin_of_text|>System: Be kind.\n\n',
+    *('User: Hi\n\n', 'Assistant: Yo!<|end_of_text|>\n\n') * 2,
+  ]
+  answer = parts[2]
+  weighed = [i for i, w in zip(answer.ids, answer.weights, strict=True) if w]
+  assert tokenizer.decode(weighed) == ' Yo!'
+  assert weighed[-1] == tokenizer.end
+  assert words.stops == (tokenizer.end,)
+  assert tokenizer.decode(words.prompt(talk(*said[:2]))).endswith('Hi\n\nAssistant:')
