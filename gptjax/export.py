@@ -28,6 +28,7 @@ def convert(
   *,
   step: str | int = '',
   dtype: str = '',
+  merge: bool = False,
   say: Say = files.say,
 ) -> None:
   """Writes what is trained under `source` as `target`.
@@ -38,6 +39,8 @@ def convert(
     step: of a run; '' is best where it keeps a best, else latest.
     dtype: float32, float16, bfloat16 or (GGUF) q8_0; '' is that of the source, and of
       a run that was trained float32. A run folder holds float32 always.
+    merge: write the whole model of a run that trained adapters; hf:DIR may also hold
+      the adapters alone, for peft.
     say: takes lines for the user.
 
   Raises:
@@ -53,25 +56,64 @@ def convert(
   origin = find_origin(source, step, say)
   model = _describe(origin)
   dtype = dtype or origin.source.get('dtype', 'float32')
-  check = {'hf': publish.check_folder, 'gguf': publish.check_gguf}.get(kind)
-  if check:
-    check(model, dtype)
+  write = _writer(kind, origin, model, dtype, merge, say)
   mesh = sharding.make_mesh({'data': 1}, jax.local_devices()[:1])
   with (
     sharding.use(mesh),
     files.reporting(f'cannot write {target}'),
     _aside(place) as part,
   ):
-    number, weights = origin.weights()
-    if kind == 'run':
+    if kind != 'gguf':
       part.mkdir()
-      _write_run(part, origin, number, weights, say)
-    elif kind == 'hf':
-      part.mkdir()
-      publish.write_folder(part, model, weights, dtype)
-    else:
-      publish.write_gguf(part, model, weights, dtype)
+    number = write(part)
   say(f'{source} (step {number}) is in {place}.')
+
+
+def _writer(
+  kind: str,
+  origin: Origin,
+  model: publish.Model,
+  dtype: str,
+  merge: bool,
+  say: Say,
+) -> Callable[[epath.Path], int]:
+  """What writes to a path and returns the step; mistakes come before anything is read.
+
+  Raises:
+    Mistake: that target cannot hold the model, or not its adapters alone.
+  """
+  adapted = None if merge else origin.adapted
+  if adapted and kind != 'hf':
+    raise Mistake(
+      f'{origin.name} holds adapters: --merge writes the whole model, and hf:DIR '
+      'without it the adapters for peft.'
+    )
+  if kind != 'run':
+    check = publish.check_gguf if kind == 'gguf' else publish.check_folder
+    check(model, dtype)
+
+  def write(path: epath.Path) -> int:
+    number, weights = (adapted or origin).weights()
+    if kind == 'run':
+      _write_run(path, origin, number, weights, say)
+    elif kind == 'gguf':
+      publish.write_gguf(path, model, weights, dtype)
+    elif adapted:
+      base = _published_name(adapted.base)
+      publish.write_adapter(path, model, weights, base, adapted.dropout)
+    else:
+      publish.write_folder(path, model, weights, dtype)
+    return number
+
+  return write
+
+
+def _published_name(name: str) -> str:
+  """The folder, or name of the hub, of the model that adapters stand over."""
+  place = epath.Path(name)
+  if (place / 'config.json').exists():
+    name = folder.read_config(place).get('source', {}).get('name', name)
+  return name.removeprefix('hf:')
 
 
 def _check_target(target: str, kind: str, place: epath.Path, dtype: str) -> None:
@@ -142,18 +184,25 @@ def _describe(origin: Origin) -> publish.Model:
   tokenizer, source = origin.tokenizer, origin.source
   names = {index: name for name, index in tokenizer.controls.items()}
   usual = {'bos_token': names[tokenizer.start], 'eos_token': names[tokenizer.end]}
-  special = source.get('special') or {**usual, 'pad_token': usual['eos_token']}
+  called = getattr(origin.template, 'names', {})  # By a template of Jinja.
+  special = source.get('special') or {
+    **usual,
+    'pad_token': usual['eos_token'],
+    **called,
+  }
   generation = dict(source.get('generation', {}))
-  ends = generation.pop('eos_token_id', None)
-  ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+  ends = generation.pop('eos_token_id', None) or ()
+  ends = list(ends) if isinstance(ends, list | tuple) else [ends]
+  if not ends and origin.template:
+    ends = [*origin.template.stops]
   return publish.Model(
     name=origin.name,
     settings=settings_of(origin),
     tokenizer=tokenizer,
-    template=source.get('template', ''),
+    template=origin.template.jinja if origin.template else '',
     family=source.get('family', ''),
-    special=special,
-    stops=ends or [tokenizer.controls[special['eos_token']]],
+    special={key: name for key, name in special.items() if name in tokenizer.controls},
+    stops=ends or [tokenizer.end],
     generation=generation,
     about=_about(origin),
   )

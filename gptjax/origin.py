@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from gptjax import checkpoint, files, folder, lookup, sharding, tree
+from gptjax import checkpoint, files, folder, lookup, tree
 from gptjax import step as steps
 from gptjax.interop import published, smollm2
 from gptjax.interop.published import Published
@@ -42,6 +42,15 @@ class Origin(NamedTuple):
   template: Template | None = None  # How it writes conversations, if it can.
   controls: tuple[str, ...] = ()  # Names of what it was trained to be asked for.
   source: Mapping[str, Any] = {}  # Of published weights, what only other tools ask for.
+  adapted: 'Adapted | None' = None  # Of a run that trained adapters.
+
+
+class Adapted(NamedTuple):
+  """The adapters of a run."""
+
+  weights: Callable[[], tuple[int, Params]]  # As of Origin, the adapters as Lora.
+  base: str  # Name of the model that they stand over.
+  dropout: float
 
 
 def find_origin(
@@ -57,8 +66,8 @@ def find_origin(
   Raises:
     Mistake: nothing of that name. The weights are looked for when they are read.
   """
-  if found := _find_published(name, say):
-    return _from_published(name, found)
+  if _is_published(name):
+    return _from_published(name, _read_published(name, say))
   place = epath.Path(name)
   try:
     config = folder.read_config(place)
@@ -66,10 +75,20 @@ def find_origin(
     raise Mistake(f'{mistake}{_hint(place)}') from None
   tokenizer = store.load(place / 'tokenizer')
 
-  def weights() -> tuple[int, Params]:
+  def whole() -> tuple[int, Params]:
     model = make_model(config['model'], tokenizer)
     return read_weights(place, config, model, step, say)
 
+  def weights() -> tuple[int, Params]:
+    number, found = whole()
+    return number, lora.merge(found)
+
+  adapted = None
+  if config.get('lora', {}).get('rank'):
+    base = find_base(place)
+    adapted = Adapted(
+      whole, base.origin.name if base else '', config['lora']['dropout']
+    )
   return Origin(
     name,
     config['model'],
@@ -79,6 +98,7 @@ def find_origin(
     template.load(place / 'tokenizer', tokenizer),
     _controls(config),
     config.get('source', {}),
+    adapted,
   )
 
 
@@ -90,16 +110,18 @@ def _controls(config: Mapping[str, Any]) -> tuple[str, ...]:
   )
 
 
-def _find_published(name: str, say: Say) -> Published | None:
-  """A model of others; None: the name is that of a run folder."""
+def _is_published(name: str) -> bool:
+  """Whether a name is that of others' weights, and not of a run folder."""
+  return name == 'smollm2' or name.startswith(('hf:', 'gguf:'))
+
+
+def _read_published(name: str, say: Say) -> Published:
   kind, _, place = name.partition(':')
   if kind == 'hf':
     return published.read_folder(published.fetch(place))
   if kind == 'gguf':
     return published.read_gguf(epath.Path(place).expanduser())
-  if name == 'smollm2':
-    return published.read_gguf(smollm2.find(say))
-  return None
+  return published.read_gguf(smollm2.find(say))
 
 
 def _hint(place: epath.Path) -> str:
@@ -120,15 +142,7 @@ def _from_published(name: str, found: Published) -> Origin:
   model = {'name': 'transformer', **model}
 
   def weights() -> tuple[int, Params]:
-    made = make_model(model, tokenizer)
-    shapes = jax.eval_shape(made.init, jax.random.key(0))
-    layout = sharding.layout(shapes, made.axes)
-    abstract = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      shapes,
-      layout,
-    )
-    return 0, found.load(abstract)
+    return 0, found.load(tree.nested(layout(make_model(model, tokenizer))))
 
   source = {
     'name': name,
@@ -136,10 +150,10 @@ def _from_published(name: str, found: Published) -> Origin:
     'dtype': found.dtype,
     'special': found.special,
     'generation': found.generation,
-    'template': found.template,
   }
   text = found.template
-  form = jinja.make(text, tokenizer) if text else template.own(tokenizer)
+  named = found.special or None
+  form = jinja.make(text, tokenizer, named) if text else template.own(tokenizer)
   return Origin(name, model, tokenizer, c.length, weights, form, source=source)
 
 
@@ -175,7 +189,7 @@ def make_optimizer(config: Mapping[str, Any], trained: Trained) -> Optimizer:
 def read_weights(
   path: epath.Path, config: Mapping[str, Any], model: Model, which: str | int, say: Say
 ) -> tuple[int, Params]:
-  """(step, the whole tree of weights) of a run, adapters merged, on the mesh in force.
+  """(step, the whole tree of weights) of a run, adapters as Lora, on the mesh in force.
 
   Raises:
     Mistake: it has no such step, or none that is whole, or its base is not as it was.
@@ -194,8 +208,7 @@ def read_weights(
     path / 'checkpoints', wanted, which or 'best', say
   )
   frozen = read_frozen(path, model, trained)
-  whole = optimizer.weights(parts['opt_state'], parts['params'], frozen)
-  return found, lora.merge(whole)
+  return found, optimizer.weights(parts['opt_state'], parts['params'], frozen)
 
 
 class Fitted(NamedTuple):
@@ -279,7 +292,8 @@ def find_base(path: epath.Path) -> Base | None:
   except (ValueError, KeyError, TypeError):
     raise Mistake(f'{file} is damaged: what the run stands on is not known.') from None
   beside = path.parent / epath.Path(name).name
-  if not epath.Path(name).exists() and (beside / 'config.json').exists():
+  moved = not _is_published(name) and not epath.Path(name).exists()
+  if moved and (beside / 'config.json').exists():
     name = str(beside)
   try:
     return Base(find_origin(name, step), digest)

@@ -14,6 +14,7 @@ from gptjax.interop import (
   gguf,
   gguf_models,
   gguf_tokenizer,
+  peft,
   safetensors,
   tensors,
   tokenizer_json,
@@ -75,6 +76,26 @@ def write_folder(folder: epath.Path, model: Model, weights: Params, dtype: str) 
   (folder / 'README.md').write_text(text)
 
 
+def write_adapter(
+  folder: epath.Path, model: Model, weights: Params, base: str, dropout: float
+) -> None:
+  """Writes adapters for peft, with the tokenizer that they were trained with.
+
+  Args:
+    folder: where to.
+    model: the whole of it.
+    weights: with the adapters as Lora.
+    base: what they stand over, as peft is to find it.
+    dropout: of their inputs.
+
+  Raises:
+    Mistake: as of `check_folder`.
+  """
+  kind = check_folder(model, 'float32')
+  peft.write_adapter(folder, weights, kind, base, dropout)
+  write_tokenizer(folder, model)
+
+
 def write_tokenizer(folder: epath.Path, model: Model) -> None:
   """Writes tokenizer.json, what transformers wants beside it, and the template."""
   spec = tokenizer_json.spec_of(model.tokenizer)
@@ -124,6 +145,9 @@ def write_gguf(path: epath.Path, model: Model, weights: Params, dtype: str) -> N
   for key, token in model.special.items():
     short = {'unk_token': 'unknown', 'pad_token': 'padding'}.get(key, key[:3])
     told[f'tokenizer.ggml.{short}_token_id'] = _id(model, token)
+  ends = model.tokenizer.controls.get(model.special.get('eos_token', ''))
+  for stop in [stop for stop in model.stops if stop != ends][:1]:
+    told['tokenizer.ggml.eot_token_id'] = int(stop)
   if model.template:
     told[gguf_tokenizer.TEMPLATE] = model.template
   found = [*gguf_models.extra_tensors(c), *tensors.tensors(rows, weights, c)]

@@ -161,7 +161,7 @@ def test_a_model_comes_back(tmp_path, dtype, scaling):
   was, now = find_origin(f'hf:{given}'), find_origin(target)
   assert was.model == now.model
   assert was.length == now.length
-  assert now.source['template'] == made.TEMPLATE
+  assert now.template.jinja == made.TEMPLATE
   assert now.source['special'] == {
     'bos_token': '<|begin_of_text|>',
     'eos_token': '<|eot_id|>',
