@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from gptjax import checkpoint, files, folder, lookup, sharding, tree
+from gptjax import checkpoint, files, folder, lookup, tree
 from gptjax import step as steps
 from gptjax.interop import published, smollm2
 from gptjax.interop.published import Published
@@ -120,15 +120,7 @@ def _from_published(name: str, found: Published) -> Origin:
   model = {'name': 'transformer', **model}
 
   def weights() -> tuple[int, Params]:
-    made = make_model(model, tokenizer)
-    shapes = jax.eval_shape(made.init, jax.random.key(0))
-    layout = sharding.layout(shapes, made.axes)
-    abstract = jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      shapes,
-      layout,
-    )
-    return 0, found.load(abstract)
+    return 0, found.load(tree.nested(layout(make_model(model, tokenizer))))
 
   source = {
     'name': name,
@@ -247,12 +239,20 @@ def _shape(leaf: Any) -> str:
 
 def write_frozen(path: epath.Path, origin: Origin, step: int, base: Params) -> None:
   """Notes in a run folder where its frozen leaves come from, and their digest."""
-  name, digest = origin.name, tree.digest(base)
-  if files.is_local(name) and epath.Path(name).exists():
-    name = str(files.absolute(name))  # It holds in any working directory.
+  digest = tree.digest(base)
   if jax.process_index() == 0:
-    found = {'base': {'name': name, 'step': step, 'digest': digest}}
+    found = {'base': {'name': _lasting(origin.name), 'step': step, 'digest': digest}}
     files.write(path / FROZEN, json.dumps(found, indent=2) + '\n')
+
+
+def _lasting(name: str) -> str:
+  """A name that holds in any working directory."""
+  kind, colon, place = name.partition(':')
+  if kind not in ('hf', 'gguf'):
+    kind, colon, place = '', '', name
+  if files.is_local(place) and epath.Path(place).expanduser().exists():
+    place = str(files.absolute(epath.Path(place).expanduser()))
+  return f'{kind}{colon}{place}'
 
 
 class Base(NamedTuple):
@@ -278,8 +278,10 @@ def find_base(path: epath.Path) -> Base | None:
     name, step, digest = found['name'], found['step'], found['digest']
   except (ValueError, KeyError, TypeError):
     raise Mistake(f'{file} is damaged: what the run stands on is not known.') from None
-  beside = path.parent / epath.Path(name).name
-  if not epath.Path(name).exists() and (beside / 'config.json').exists():
+  place = epath.Path(name)
+  beside = path.parent / place.name
+  gone = place.is_absolute() and not place.exists()
+  if gone and (beside / 'config.json').exists():
     name = str(beside)
   try:
     return Base(find_origin(name, step), digest)
