@@ -260,12 +260,20 @@ def _shape(leaf: Any) -> str:
 
 def write_frozen(path: epath.Path, origin: Origin, step: int, base: Params) -> None:
   """Notes in a run folder where its frozen leaves come from, and their digest."""
-  name, digest = origin.name, tree.digest(base)
-  if files.is_local(name) and epath.Path(name).exists():
-    name = str(files.absolute(name))  # It holds in any working directory.
+  digest = tree.digest(base)
   if jax.process_index() == 0:
-    found = {'base': {'name': name, 'step': step, 'digest': digest}}
+    found = {'base': {'name': _lasting(origin.name), 'step': step, 'digest': digest}}
     files.write(path / FROZEN, json.dumps(found, indent=2) + '\n')
+
+
+def _lasting(name: str) -> str:
+  """A name that holds in any working directory."""
+  kind, colon, place = name.partition(':')
+  if kind not in ('hf', 'gguf'):
+    kind, colon, place = '', '', name
+  if files.is_local(place) and epath.Path(place).expanduser().exists():
+    place = str(files.absolute(epath.Path(place).expanduser()))
+  return f'{kind}{colon}{place}'
 
 
 class Base(NamedTuple):

@@ -105,6 +105,12 @@ def platform() -> str:
   return place.platform if place else jax.default_backend()
 
 
+def is_alone() -> bool:
+  """Whether the program at hand is for a single device."""
+  place = _PLACE.get(None)
+  return place is None or place.mesh.size == 1
+
+
 def spec(names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
   """Mesh axes of a tensor with these logical names.
 
@@ -133,8 +139,7 @@ def _cuts(mesh: Mesh, axes: Sequence[str]) -> int:
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
   """Constrains an activation to the rules; without a mesh, or with one device, x."""
-  place = _PLACE.get(None)
-  if place is None or place.mesh.size == 1:
+  if is_alone():
     return x
   return jax.lax.with_sharding_constraint(x, spec(names, x.shape))
 

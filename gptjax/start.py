@@ -8,6 +8,7 @@ from etils import epath
 
 from gptjax import checkpoint, files, folder, lookup, origin, run, samples, tree
 from gptjax import step as steps
+from gptjax.models.layers import unrolls, unstack_layers
 from gptjax.optim import schedules
 from gptjax.origin import Origin
 from gptjax.trained import Trained, abstract_params, make_trained
@@ -118,7 +119,9 @@ def begin(
     found = found._replace(offsets={})
   if found:
     parts.source.set_state(found.data)
-    frozen = origin.read_frozen(source, parts.model, parts.trained)
+    frozen = _laid_out(
+      origin.read_frozen(source, parts.model, parts.trained), parts.model
+    )
     if frozen and source != place.path:
       files.copy(source / origin.FROZEN, place.path / origin.FROZEN)
     return Begun(found.state, frozen, found.offsets)
@@ -171,7 +174,14 @@ def _from_origin(
   where = jax.tree.map(lambda x: x.sharding, parts.abstract.params)
   first, _ = jax.random.split(key)
   params = jax.jit(make, out_shardings=where)(first, fitted.leaves)
-  return params, {'base': base} if base else {}
+  return params, _laid_out({'base': base} if base else {}, parts.model)
+
+
+def _laid_out(frozen: Frozen, model: Model) -> Frozen:
+  """The frozen trees as a step reads them: layer by layer where it is written out."""
+  if not frozen or not unrolls(model):
+    return frozen
+  return {name: jax.jit(unstack_layers)(whole) for name, whole in frozen.items()}
 
 
 def _say_changes(

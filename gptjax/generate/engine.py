@@ -18,7 +18,7 @@ import numpy as np
 from gptjax import sharding, tree
 from gptjax.generate import sampling
 from gptjax.generate.sampling import Settings
-from gptjax.models.layers import unstack_layers
+from gptjax.models.layers import unrolls, unstack_layers
 from gptjax.words import Array, Batch, Cache, Model, Params
 
 SHORTEST = 16  # Tokens of the smallest prefill; larger ones are powers of two.
@@ -77,9 +77,7 @@ def make_engine(
   dtype = jnp.dtype(dtype or (jnp.float32 if cpu else jnp.bfloat16))
   rows = rows or (1 if cpu else min(slots, 8))
 
-  # Layers lie apart wherever the model keeps their caches apart: where it unrolls them.
-  caches = jax.eval_shape(lambda: model.new_cache(1, 1, dtype)).keys
-  apart = any(isinstance(x, tuple) for x in caches.values())
+  apart = unrolls(model)
 
   @jax.jit
   def prepare(weights: Params) -> Params:

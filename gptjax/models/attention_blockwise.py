@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gptjax.models.attention_plain import HIDDEN, Segments, cap, visible
 
@@ -142,6 +143,7 @@ def _forward(
 
   blocks = jnp.arange(q.shape[0]), rows, q
   _, (out, log_sum) = jax.lax.scan(row, None, blocks)
+  out, log_sum = checkpoint_name((out, log_sum), 'attention')
   return out, (rows, keys, q, k, v, out, log_sum)
 
 

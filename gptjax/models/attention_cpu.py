@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gptjax.models.attention_plain import HIDDEN, Segments, cap, visible
 
@@ -102,6 +103,7 @@ def _forward(
     outs.append((out / total).astype(v.dtype))
     log_sums.append(top + jnp.log(total))
   out, log_sum = jnp.concatenate(outs, 3), jnp.concatenate(log_sums, 3)
+  out, log_sum = checkpoint_name((out, log_sum), 'attention')
   return out, (segments, q, k, v, out, log_sum)
 
 

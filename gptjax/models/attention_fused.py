@@ -56,6 +56,7 @@ def splash(
       q_seq_shards=1,
       block_sizes=_splash_blocks(kernels, T),
       attn_logits_soft_cap=softcap,
+      residual_checkpoint_name='attention',
       interpret=interpret,
     )
     ids = None if segments is None else kernels.SegmentIds(*segments)

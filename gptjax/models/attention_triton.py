@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from gptjax.models.attention_plain import HIDDEN, Segments
 
 _LOG2E = math.log2(math.e)  # Triton has a fast exp2, so scores are in units of log 2.
-
 # Where the running maximum starts: above hidden scores, whose exp2 is then 0 in rows
 # that have seen no key yet, and below all others.
 _FLOOR = HIDDEN / 2
@@ -110,6 +110,7 @@ def _forward(
     segments,
     [(q, _own_rows(q, blocks)), (numbers, own_numbers)],
   )(q, k, v)
+  out, log_sum = checkpoint_name((out, log_sum), 'attention')
   return out, (q, k, v, segments, out, log_sum)
 
 

@@ -9,20 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
+from jax.experimental.xla_metadata import set_xla_metadata
 
+from gptjax import sharding
 from gptjax.models import weight
 from gptjax.models.layer import Layer, Pass
 from gptjax.models.settings import Settings
 from gptjax.models.structure import Group, groups
-from gptjax.words import Cache, Params, Tree
+from gptjax.words import Cache, Model, Params, Tree
 
 Stored = tuple[Any, Any] | None  # Keys and values of one layer, or of a group.
+_CALLED = {'inlineable': 'false'}  # Of an operation: it stays a call.
 Step = Callable[[Array, tuple[Any, ...]], tuple[Array, Any]]
 
 _SAVED = jax.checkpoint_policies
 REMAT = {
   'full': _SAVED.nothing_saveable,
-  'dots': _SAVED.dots_with_no_batch_dims_saveable,
+  'dots': _SAVED.save_only_these_names('product', 'attention'),
   'save_attention': _SAVED.save_only_these_names('attention'),
 }
 
@@ -105,23 +109,58 @@ def _make_step(c: Settings, kinds: Sequence[str], run: Pass, scanned: bool) -> S
   """One repeat of a group, as jax.lax.scan wants it."""
 
   def layer(kind: str) -> Callable[..., Any]:
-    def apply(p: Any, x: Array, number: Array, stored: Stored) -> Any:
+    def plain(p: Any, x: Array, number: Array, stored: Stored) -> Any:
       return weight.apply(Layer(c, kind), p, x, run, number, stored)
 
-    if c.remat == 'none':
-      return apply
-    return jax.checkpoint(apply, policy=REMAT[c.remat], prevent_cse=not scanned)
+    apply: Callable[..., Any] = plain
+    if c.remat != 'none':
+      apply = jax.checkpoint(plain, policy=REMAT[c.remat], prevent_cse=not scanned)
+    return apply if scanned or run.writes is not None else _on_its_own(apply)
+
+  layers = {kind: layer(kind) for kind in kinds}
 
   def step(x: Array, xs: tuple[Any, ...]) -> tuple[Array, Any]:
     number, weights, stored = xs
     news, seen = [], []
     for i, kind in enumerate(kinds):
-      x, new, watched = layer(kind)(weights[i], x, number + i, stored[i])
+      x, new, watched = layers[kind](weights[i], x, number + i, stored[i])
       news.append(new)
       seen.append(watched)
     return x, (tuple(news), tuple(seen))
 
   return step
+
+
+def _on_its_own(layer: Callable[..., Any]) -> Callable[..., Any]:
+  """The layer as a function that XLA calls, on one CPU device.
+
+  There XLA drops optimization barriers. Written out one after another, what layers make
+  again in the backward pass is merged with what they made before, and so kept for all
+  of them at once: full sums, scores, activations. It takes no less long to compile.
+  """
+  if sharding.platform() != 'cpu' or not sharding.is_alone():
+    return layer
+  called = jax.jit(layer)
+
+  def apply(p: Any, x: Array, number: Array, stored: Stored) -> Any:
+    if not isinstance(x, Tracer):
+      return layer(p, x, number, stored)
+    p, x = jax.tree.map(_called_back, (p, x))
+    x, *rest = called(p, x, number, stored)
+    return set_xla_metadata(x, **_CALLED), *rest
+
+  return apply
+
+
+@jax.custom_vjp
+def _called_back(x: Array) -> Array:
+  """x, whose gradient is made by a call."""
+  return x
+
+
+_called_back.defvjp(
+  lambda x: (x, None), lambda _, d_x: (set_xla_metadata(d_x, **_CALLED),)
+)
 
 
 @jax.custom_vjp
@@ -150,17 +189,23 @@ def cut(weights: Any, repeats: int) -> list[Any]:
   return [jax.tree.unflatten(structure, piece) for piece in pieces]
 
 
-def unstack_layers(params: Params) -> Params:
-  """The same weights with each group as a list of its layers, for decoding on a CPU.
+def unrolls(model: Model) -> bool:
+  """Whether a model writes its layers out: wherever it keeps their caches apart."""
+  caches = jax.eval_shape(lambda: model.new_cache(1, 1, None)).keys
+  return any(isinstance(x, tuple) for x in caches.values())
 
-  A step that reads every weight once is bound by memory, and cutting stacked weights
-  would copy all of them. Groups that are lists already stay as they are.
+
+def unstack_layers(params: Params) -> Params:
+  """The same weights with each group as a list of its layers, where they are unrolled.
+
+  Cutting stacked weights would copy all of them in every step. Groups that are lists
+  already stay as they are.
   """
   layers = {
     name: cut(group, len(range(*map(int, name.split(':')))))
     if isinstance(group, dict)
     else group
-    for name, group in params['layers'].items()
+    for name, group in params.get('layers', {}).items()
   }
   return {**params, 'layers': layers}
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from gptjax import sharding
 from gptjax.models.dropout import drop
@@ -65,7 +66,8 @@ def linear(
   inner = ''.join(c for c in ws if c in xs and c not in result)
   outer = ''.join(c for c in ws if c not in inner)
   y = _product(x, w, ws, inner, outer, dtype or x.dtype)
-  return y if bias is None else y + lift(bias.astype(y.dtype), y.ndim)
+  y = y if bias is None else y + lift(bias.astype(y.dtype), y.ndim)
+  return checkpoint_name(y, 'product')
 
 
 def _product(x: Array, w: Any, ws: str, inner: str, outer: str, dtype: Any) -> Array:
@@ -73,6 +75,7 @@ def _product(x: Array, w: Any, ws: str, inner: str, outer: str, dtype: Any) -> A
     # Never as w + a b: that would take the gradient of the whole frozen w.
     read = x if w.keys is None else drop(x, w.dropout, w.keys)
     low = _product(read, w.a, f'{inner}r', inner, 'r', x.dtype)
+    low = checkpoint_name(low, 'product')
     high = _product(low, w.b, f'r{outer}', 'r', outer, dtype)
     return _product(x, w.w, ws, inner, outer, dtype) + w.scale * high
   if isinstance(w, Int8):

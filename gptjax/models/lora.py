@@ -6,7 +6,6 @@ An adapter of a product inside a layer holds a [R, inputs ..., r] and b [R, r, o
 Letters: R repeats of a layer group, B rows, r rank.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,10 +15,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from gptjax import tree
+from gptjax.models.layers import cut
 from gptjax.models.linear import Lora
 from gptjax.words import Mistake, Params, Tree
 
-PAIR = {'a', 'b'}
 _SITE = 1 << 20  # Of the adapters' draws, past the layers that draw from the same key.
 
 
@@ -42,43 +41,40 @@ def assemble(
     scale: of the adapters.
     dropout: share of an adapter's input that is zeroed.
   """
-  whole = overlay(base, params, scale)
-  if key is None or rows is None or not dropout:
-    return whole
-  leaves, structure = jax.tree.flatten(whole, is_leaf=is_adapted)
-  key = jax.random.fold_in(key, _SITE)
-  for n, leaf in enumerate(leaves):
-    if is_adapted(leaf):
-      keys = _keys(jax.random.fold_in(key, n), len(leaf.a), rows)
-      leaves[n] = dataclasses.replace(leaf, keys=keys, dropout=dropout)
-  return jax.tree.unflatten(structure, leaves)
+  if key is not None and rows is not None and dropout:
+    params = _with_keys(params, jax.random.fold_in(key, _SITE), rows)
+  return overlay(base, params, scale=scale, dropout=dropout)
 
 
-def is_adapted(leaf: Any) -> bool:
-  """Whether a leaf is a weight with its adapter."""
-  return isinstance(leaf, Lora)
+def _with_keys(params: Params, key: Array, rows: Array) -> Params:
+  """Every adapter with the keys [R, B] of its draws in each layer and row."""
+  found = tree.paths(params)
+  for n, path in enumerate([path for path in found if path.endswith('/a')]):
+    own = jax.random.fold_in(key, n)
+    layers = jax.vmap(lambda r, own=own: jax.random.fold_in(own, r))
+    by_row = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    keys = by_row(layers(jnp.arange(len(found[path]))), rows)
+    found[f'{path.removesuffix("a")}keys'] = keys
+  return tree.nested(found)
 
 
-def _keys(key: Array, layers: int, rows: Array) -> Array:
-  """Keys [R, B] of the draws of each layer and row."""
-  draw = jax.random.fold_in
-  over_rows = jax.vmap(draw, (None, 0))
-  return jax.vmap(lambda n: over_rows(draw(key, n), rows))(jnp.arange(layers))
-
-
-def overlay(base: Params, params: Params, scale: float = 1.0) -> Params:
+def overlay(base: Any, params: Any, **settings: float) -> Any:
   """The whole tree: `params` over `base`.
 
-  Where params holds {'a', 'b'} over a leaf of base, that is a Lora with `scale`; other
-  leaves replace the base's or come on top of them.
+  Where params holds {'a', 'b'} over a leaf of base, that is a Lora with the settings;
+  other leaves replace the base's or come on top of them. A layer group of base may be a
+  list of its layers.
   """
+  if isinstance(params, Mapping) and isinstance(base, list):
+    layers = zip(base, cut(params, len(base)), strict=True)
+    return [overlay(one, own, **settings) for one, own in layers]
   if isinstance(params, Mapping) and isinstance(base, Mapping):
     merged = dict(base)
-    for name, value in params.items():
-      merged[name] = overlay(base[name], value, scale) if name in base else value
+    for name, own in params.items():
+      merged[name] = overlay(base[name], own, **settings) if name in base else own
     return merged
-  if isinstance(params, Mapping) and set(params) == PAIR:
-    return Lora(base, params['a'], params['b'], scale=scale)
+  if isinstance(params, Mapping) and set(params) >= {'a', 'b'}:
+    return Lora(base, **params, **settings)
   return params
 
 
@@ -146,7 +142,7 @@ def merge(whole: Params) -> Params:
   """The same tree with every adapter multiplied into its weight, in its dtype."""
 
   def one(leaf: Any) -> Any:
-    if not is_adapted(leaf):
+    if not isinstance(leaf, Lora):
       return leaf
     layers, rank = leaf.b.shape[:2]
     a, b = leaf.a.reshape(layers, -1, rank), leaf.b.reshape(layers, rank, -1)
@@ -154,4 +150,4 @@ def merge(whole: Params) -> Params:
     sum_ = leaf.w.astype(jnp.float32) + leaf.scale * low.reshape(leaf.w.shape)
     return sum_.astype(leaf.w.dtype)
 
-  return jax.tree.map(one, whole, is_leaf=is_adapted)
+  return jax.tree.map(one, whole, is_leaf=lambda x: isinstance(x, Lora))
