@@ -109,13 +109,13 @@ def _make_step(c: Settings, kinds: Sequence[str], run: Pass, scanned: bool) -> S
   """One repeat of a group, as jax.lax.scan wants it."""
 
   def layer(kind: str) -> Callable[..., Any]:
-    def plain(p: Any, x: Array, number: Array, stored: Stored) -> Any:
+    def apply(p: Any, x: Array, number: Array, stored: Stored) -> Any:
       return weight.apply(Layer(c, kind), p, x, run, number, stored)
 
-    apply: Callable[..., Any] = plain
-    if c.remat != 'none':
-      apply = jax.checkpoint(plain, policy=REMAT[c.remat], prevent_cse=not scanned)
-    return apply if scanned or run.writes is not None else _on_its_own(apply)
+    if c.remat == 'none':
+      return apply
+    again = jax.checkpoint(apply, policy=REMAT[c.remat], prevent_cse=not scanned)
+    return again if scanned or run.writes is not None else _on_its_own(again)
 
   layers = {kind: layer(kind) for kind in kinds}
 

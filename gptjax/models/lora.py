@@ -58,6 +58,11 @@ def _with_keys(params: Params, key: Array, rows: Array) -> Params:
   return tree.nested(found)
 
 
+def is_adapted(leaf: Any) -> bool:
+  """Whether a leaf is a weight with its adapter."""
+  return isinstance(leaf, Lora)
+
+
 def overlay(base: Any, params: Any, **settings: float) -> Any:
   """The whole tree: `params` over `base`.
 
@@ -142,7 +147,7 @@ def merge(whole: Params) -> Params:
   """The same tree with every adapter multiplied into its weight, in its dtype."""
 
   def one(leaf: Any) -> Any:
-    if not isinstance(leaf, Lora):
+    if not is_adapted(leaf):
       return leaf
     layers, rank = leaf.b.shape[:2]
     a, b = leaf.a.reshape(layers, -1, rank), leaf.b.reshape(layers, rank, -1)
@@ -150,4 +155,4 @@ def merge(whole: Params) -> Params:
     sum_ = leaf.w.astype(jnp.float32) + leaf.scale * low.reshape(leaf.w.shape)
     return sum_.astype(leaf.w.dtype)
 
-  return jax.tree.map(one, whole, is_leaf=lambda x: isinstance(x, Lora))
+  return jax.tree.map(one, whole, is_leaf=is_adapted)
