@@ -23,7 +23,6 @@ def get_config(arg=''):
   else:
     task = dict(name='chitchat', form='conversation', weight=1.0)
   c.mixture = common.mixture(dict(chat=task), length=256)
-  c.tokenizer = dict(name='bytes')  # Not used: it is that of c.init.
   c.model = dict(name='transformer', dropout=0.1)  # The rest is that of c.init.
   c.optim = dict(
     name='adamw', lr=3e-4, warmup=50, decay='cosine', weight_decay=0.1, clip=1.0

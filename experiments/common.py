@@ -46,6 +46,7 @@ def config():
   c.seed = 0
   c.microbatches = 1  # Cuts the batch to save memory; changes no number.
   c.objective = dict(name='next_token', z_loss=0.0, smoothing=0.0, neftune=0.0)
+  c.tokenizer = config_dict.ConfigDict()  # Of c.init, whose model it belongs to.
   c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: all remaining devices.
   c.rules = config_dict.ConfigDict()  # Logical axis -> mesh axes, where not the usual.
   c.log_every = 10  # Steps between lines of metrics.jsonl.
@@ -91,3 +92,12 @@ def mixture(tasks, length):
 def evals_of(tasks, **settings):
   """An evaluation of each task: val_chat reads the validation split of task chat."""
   return {f'val_{name}': dict(settings, task=name, split='val') for name in tasks}
+
+
+def layer_rates(layers, factor):
+  """Rates of c.optim that fall by a factor with each layer below the last.
+
+  The lower a layer, the less it moves; the table of tokens moves least.
+  """
+  rates = {f'layers/{n}/*': factor ** (layers - 1 - n) for n in range(layers)}
+  return rates | {'embed/*': factor**layers}

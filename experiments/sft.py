@@ -25,8 +25,11 @@ def get_config(arg=''):
   else:
     task = dict(name='service', weight=1.0)
   c.mixture = common.mixture(dict(chat=task), length=a.length)
-  c.tokenizer = dict(name='bytes')  # Not used: it is that of c.init.
-  c.model = dict(name='transformer', dropout=0.0)  # The rest is that of c.init.
+  c.model = dict(  # The rest is that of c.init.
+    name='transformer',
+    dropout=0.0,
+    remat='dots',  # What is no product is made again: a third of the memory.
+  )
   c.lora.rank = 0 if a.full else a.rank
   c.lora.alpha = 2.0 * a.rank
   c.lora.dropout = 0.05

@@ -10,7 +10,10 @@ _INTS = (
   *('seed', 'steps', 'batch_size', 'microbatches'),
   *('log_every', 'save_every', 'keep', 'max_bad_steps'),
 )
-_DICTS = ('tokenizer', 'model', 'objective', 'optim', 'mesh', 'rules', 'evals')
+_DICTS = (
+  *('tokenizer', 'model', 'objective', 'optim', 'mesh', 'rules', 'evals'),
+  'lora',
+)
 KEYS: dict[str, Any] = {
   **dict.fromkeys(_INTS, int),
   **{key: {} for key in _DICTS},
@@ -19,6 +22,7 @@ KEYS: dict[str, Any] = {
   'early_stop': {'metric': str, 'mode': str, 'patience': int},
   'samples': {'prompts': tuple, 'max_tokens': int, 'temperature': float, 'every': int},
   'profile': {'start': int, 'steps': int},
+  'freeze': tuple,
   'track': str,
   'compile_cache': bool,
   **dict.fromkeys(('data', 'resume', 'init'), object),  # A text, or None.

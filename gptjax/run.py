@@ -1,5 +1,6 @@
 """From a config, or from a run folder, to model, tokenizer, tasks and weights."""
 
+import collections
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -94,6 +95,53 @@ def with_model_of(config: Mapping[str, Any], origin: Origin | None) -> dict[str,
   if origin is None:
     return dict(config)
   return {**config, 'model': {**origin.model, **config['model']}}
+
+
+def with_labels_of(config: Mapping[str, Any], data: str) -> dict[str, Any]:
+  """The config that says which classes a class head tells apart, where the data do.
+
+  Raises:
+    Mistake: its tasks have different labels, or others than the config says.
+  """
+  model, mixture = config['model'], config['mixture']
+  if 'classes' not in model.get('outputs', ()):
+    return dict(config)
+  found = {
+    name: tuple(getattr(task, 'labels', ()))
+    for name, (task, _) in make_mixture(config, data).items()
+    if task.kind == 'label'
+  }
+  kinds = set(found.values())
+  if len(kinds) > 1:
+    raise Mistake(f'c.mixture.tasks: one class head serves one set of labels: {found}.')
+  labels = kinds.pop() if kinds else ()
+  if not labels:
+    return dict(config)
+  said = model.get('classes') or len(labels)
+  if said != len(labels):
+    shown = ', '.join(labels[:8]) + (', ...' if len(labels) > 8 else '')
+    raise Mistake(f'c.model.classes={said}: the data have {len(labels)}: {shown}.')
+  tasks = {
+    name: {**task, 'labels': task.get('labels') or labels} if name in found else task
+    for name, task in mixture['tasks'].items()
+  }
+  return {
+    **config,
+    'model': {**model, 'classes': len(labels)},
+    'mixture': {**mixture, 'tasks': tasks},
+  }
+
+
+def count_labels(mixture: Mixture) -> list[int]:
+  """Examples of each class in the tasks of labels."""
+  found: collections.Counter[int] = collections.Counter()
+  classes = 0
+  for task, _ in mixture.values():
+    if task.kind == 'label':
+      classes = max(classes, len(getattr(task, 'labels', ())))
+      examples = map(task.example, range(len(task)))
+      found.update(int(x.label) for x in examples if isinstance(x, Label))
+  return [found[n] for n in range(classes)]
 
 
 def make_tokenizer(

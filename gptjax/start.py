@@ -1,5 +1,6 @@
 """How a run starts: from its config to its parts, and to its first state."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -54,7 +55,8 @@ def assemble(
     model, optimizer, params=abstract_params(model, trained), axes=trained.axes
   )
   steps.check_state(abstract)
-  objective = lookup.make('objectives', c['objective'], 'c.objective')
+  counts = functools.partial(run.count_labels, mixture)
+  objective = lookup.make('objectives', c['objective'], 'c.objective', counts=counts)
   source = run.make_source(c, mixture, tokenizer, path, say)
   evals = run.make_evaluators(c, model, tokenizer, judged, path, say)
   sample = samples.make_sampler(c, model, tokenizer, path)

@@ -62,7 +62,7 @@ def train(
   with contextlib.ExitStack() as stack:
     preempted = stack.enter_context(signals.asking(say))
     given = run.make_origin(c, say)
-    c = run.with_model_of(c, given)
+    c = run.with_labels_of(run.with_model_of(c, given), c['data'] or data)
     place = folder.open_folder(workdir, c, fresh=fresh, overrides=lines, say=say)
     stack.callback(place.close)
     if result := _finished(place.path, c):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import common
 from gptjax import origin, run, sharding, train, tree
 from gptjax.data import loader
 from gptjax.words import Mistake
@@ -247,3 +248,41 @@ def test_weights_of_another_dtype_become_those_of_parameters(corpus, base):
   assert {str(x.dtype) for x in fitted.leaves.values()} == {'float32'}
   assert len(fitted.leaves['embed/tokens'].sharding.device_set) == 2
   assert isinstance(base, pathlib.Path)
+
+
+@pytest.fixture(scope='module')
+def talks(tmp_path_factory):
+  """A file of conversations in which one answer follows from the question."""
+  file = tmp_path_factory.mktemp('talks') / 'talks.jsonl'
+  lines = []
+  for n in range(240):
+    word = 'ab'[n % 2]
+    said = [('user', f'{word} {n}'), ('assistant', 3 * word)]
+    messages = [{'role': role, 'content': text} for role, text in said]
+    lines.append(json.dumps({'messages': messages}))
+  file.write_text('\n'.join(lines))
+  return file
+
+
+def test_adapters_lower_the_loss_of_answers_and_the_best_is_kept(base, talks, tmp_path):
+  digest = tree.digest(leaves(base))
+  c = tiny.get_config('text=none')
+  with c.unlocked():
+    tasks = dict(talk=dict(name='conversations', path=str(talks), weight=1.0))
+    c.mixture = common.mixture(tasks, length=64)
+    c.evals = common.evals_of(tasks, name='perplexity', every=10)
+    c.update(dict(init=str(base), lora=dict(rank=4, alpha=16.0), steps=30))
+    metric = 'val_talk/nats_per_token'
+    c.keep_best.metric = c.early_stop.metric = metric
+    c.optim.lr = 3e-2
+    c.save_every, c.samples.every = 0, 0
+  folder = tmp_path / 'run'
+  result = train.train(c, str(folder), say=quiet)
+  said = (folder / 'metrics.jsonl').read_text().splitlines()
+  said = [json.loads(line) for line in said]
+  found = [x[metric] for x in said if metric in x]
+  assert len(found) == 3
+  assert found[-1] < said[0]['train/loss'] - 1  # Before the first update.
+  assert result[metric] == found[-1]
+  assert tree.digest(leaves(base)) == digest
+  assert run.open_run(folder, say=quiet).step == 10 * (1 + int(np.argmin(found)))
