@@ -38,7 +38,7 @@ def drawn(model, base, patterns, rank, scale):
   small = adapters(jax.random.key(0), base, targets, rank)
   keys = iter(jax.random.split(jax.random.key(1), 99))
   small = jax.tree.map(lambda x: 0.2 * jax.random.normal(next(keys), x.shape), small)
-  return overlay(base, small, scale)
+  return overlay(base, small, scale=scale)
 
 
 @pytest.fixture(scope='module')

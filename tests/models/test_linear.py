@@ -75,7 +75,7 @@ def test_lora_adds_its_product(eq, platform):
   outer = ''.join(c for c in ws if c not in xs)
   a, b = draw(f'{inner}r', 3), draw(f'r{outer}', 4)
   want = jnp.einsum(eq, x, w + 0.5 * jnp.einsum(f'{inner}r,r{outer}->{ws}', a, b))
-  np.testing.assert_allclose(linear(x, Lora(w, a, b, 0.5), eq), want, atol=1e-4)
+  np.testing.assert_allclose(linear(x, Lora(w, a, b, scale=0.5), eq), want, atol=1e-4)
 
 
 def test_a_frozen_weight_under_lora_has_no_gradient_product():
