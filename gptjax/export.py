@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -208,11 +208,20 @@ def _describe(origin: Origin) -> publish.Model:
   )
 
 
-def _about(origin: Origin) -> Mapping[str, Any]:
+def _about(origin: Origin) -> dict[str, Any]:
+  """What the model card tells of it."""
   told = {
     'Context': f'{origin.length:,} tokens',
     'Tokenizer': f'{origin.tokenizer.name}, {origin.tokenizer.size:,} ids',
   }
+  place = epath.Path(origin.name)
+  config = folder.read_config(place) if (place / 'config.json').exists() else {}
+  if tasks := config.get('mixture', {}).get('tasks'):
+    names = dict.fromkeys(task.get('name', key) for key, task in tasks.items())
+    told['Trained on'] = f'the tasks {", ".join(names)}; {config["steps"]:,} steps'
+  if start := config.get('init'):
+    told['Started from'] = f'`{start}`, whose licence holds for this model too'
   if 'name' in origin.source:
     told['Weights from'] = f'`{origin.source["name"]}`'
-  return {**told, 'token': next(iter(origin.tokenizer.controls))}
+  token = next(iter(origin.tokenizer.controls))
+  return {**told, 'token': token, 'license': origin.source.get('license', '')}

@@ -150,6 +150,7 @@ def _from_published(name: str, found: Published) -> Origin:
     'dtype': found.dtype,
     'special': found.special,
     'generation': found.generation,
+    'license': found.license,
   }
   text = found.template
   named = found.special or None

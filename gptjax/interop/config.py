@@ -10,6 +10,7 @@ from etils import epath
 from gptjax.interop.families import FAMILIES, HARMLESS, USUAL
 from gptjax.interop.parts import kinds
 from gptjax.lookup import nearest
+from gptjax.models import rope
 from gptjax.models.settings import Settings, make_settings
 from gptjax.words import Mistake
 
@@ -133,6 +134,7 @@ def canonical(c: Settings) -> dict[str, Any]:
   found['attention_scale'] = round(c.scale, 12)
   if c.norm == 'rms':
     found['norm_bias'] = False
+  found['rope'] = rope.whole(c.rope)
   if not turns:
     found['theta'] = found['rope'] = 0
   elif (c.rope or {}).get('kind') == 'ntk':

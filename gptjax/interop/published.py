@@ -1,5 +1,6 @@
 """A published model: a folder of Hugging Face's or a GGUF file, read lazily."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Published(NamedTuple):
   template: str  # Its chat template of Jinja; '' if it has none.
   generation: dict[str, Any]  # Of generation_config.json.
   special: dict[str, str]  # bos_token, eos_token, pad_token, as they were called.
+  license: str  # As it is called; '' if it is not said.
   dtype: str  # The one that holds all its weights exactly: float32 or narrower.
   load: Callable[[Tree], Params]  # Abstract weights with shardings -> weights, float32.
 
@@ -62,6 +64,7 @@ def read_gguf(path: epath.Path) -> Published:
     template=file.metadata.get(gguf_tokenizer.TEMPLATE, ''),
     generation={},
     special=_special(tokenizer, gguf_tokenizer.special(file.metadata)),
+    license=file.metadata.get('general.license', ''),
     dtype=dtype,
     load=load,
   )
@@ -101,6 +104,7 @@ def read_folder(folder: epath.Path) -> Published:
     template=_read_template(folder),
     generation=generation,
     special=_special(tokenizer, special),
+    license=_read_license(folder),
     dtype=dtype,
     load=load,
   )
@@ -220,9 +224,21 @@ def _read_template(folder: epath.Path) -> str:
   """Of chat_template.jinja, else of tokenizer_config.json, the default one."""
   path = folder / 'chat_template.jinja'
   if path.exists():
-    return path.read_text()
+    try:
+      return path.read_bytes().decode()
+    except UnicodeDecodeError:
+      raise Mistake(f'{path} is no UTF-8.') from None
   path = folder / 'tokenizer_config.json'
   given = config.read_json(path).get('chat_template') if path.exists() else None
   if isinstance(given, list):  # Several, by name.
-    given = next((t['template'] for t in given if t.get('name') == 'default'), None)
+    given = {t.get('name'): t.get('template') for t in given}.get('default')
   return given if isinstance(given, str) else ''
+
+
+def _read_license(folder: epath.Path) -> str:
+  """What the head of the model card calls it."""
+  path = folder / 'README.md'
+  text = path.read_bytes().decode(errors='replace') if path.exists() else ''
+  head = text.split('---')[1:2]
+  found = re.search(r'^license: *(\S+)', head[0], re.MULTILINE) if head else None
+  return found[1] if found else ''

@@ -8,12 +8,23 @@ import pytest
 from gptjax.interop import config
 from gptjax.models.settings import make_settings
 from gptjax.words import Mistake
+from tests.interop.published import CONFIGS
 
 SMALL = dict(vocab=300, layers=4, embed=24, heads=4, mlp=40)
 
 
 def read(**told):
   return config.read_config({'model_type': 'llama', **told})[1]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_published_models_are_our_presets(name):
+  _, c = config.read_config(CONFIGS[name])
+  want = make_settings(name, {})
+  assert config.canonical(c) == config.canonical(want)
+  assert (c.vocab, c.length) == (want.vocab, want.length)
+  # And a run of the preset is written as that family again.
+  assert config.choose_family(want) == CONFIGS[name]['model_type']
 
 
 def test_what_is_left_out_is_as_transformers_has_it():
