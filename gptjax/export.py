@@ -88,6 +88,11 @@ def _writer(
       f'{origin.name} holds adapters: --merge writes the whole model, and hf:DIR '
       'without it the adapters for peft.'
     )
+  if adapted and adapted.also:
+    raise Mistake(
+      f'{origin.name} trained {", ".join(adapted.also)} beside its adapters, for which '
+      'an adapter for peft has no place: --merge writes the whole model.'
+    )
   if kind != 'run':
     check = publish.check_gguf if kind == 'gguf' else publish.check_folder
     check(model, dtype)
@@ -100,7 +105,7 @@ def _writer(
       publish.write_gguf(path, model, weights, dtype)
     elif adapted:
       base = _published_name(adapted.base)
-      publish.write_adapter(path, model, weights, base, adapted.dropout)
+      publish.write_adapter(path, model, weights, base, adapted.dropout, dtype)
     else:
       publish.write_folder(path, model, weights, dtype)
     return number

@@ -51,6 +51,7 @@ class Adapted(NamedTuple):
   weights: Callable[[], tuple[int, Params]]  # As of Origin, the adapters as Lora.
   base: str  # Name of the model that they stand over.
   dropout: float
+  also: tuple[str, ...]  # Patterns of leaves that were trained whole beside them.
 
 
 def find_origin(
@@ -86,9 +87,9 @@ def find_origin(
   adapted = None
   if config.get('lora', {}).get('rank'):
     base = find_base(place)
-    adapted = Adapted(
-      whole, base.origin.name if base else '', config['lora']['dropout']
-    )
+    over = base.origin.name if base else ''
+    c = config['lora']
+    adapted = Adapted(whole, over, c['dropout'], tuple(c['also']))
   return Origin(
     name,
     config['model'],

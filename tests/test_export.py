@@ -326,6 +326,16 @@ def test_a_tokenizer_of_more_ids_than_rows_is_refused(tmp_path):
     find_origin(f'hf:{given}')
 
 
+def test_numbers_that_float16_does_not_reach_are_refused(tmp_path):
+  weights = made.tensors()
+  weights[QUERY][0, 0] = 1e5
+  given = made.write(tmp_path / 'given', 'float32', weights)
+  for target in ('hf:', 'gguf:'):
+    with pytest.raises(Mistake, match=r'numbers up to 1e\+05, which float16'):
+      convert(f'hf:{given}', f'{target}{tmp_path / "out"}', dtype='float16')
+    convert(f'hf:{given}', f'{target}{tmp_path / target[:2]}', dtype='bfloat16')
+
+
 def test_a_target_is_never_written_over(tmp_path):
   given = made.write(tmp_path / 'given')
   for target in ('run', 'hf:folder', 'gguf:file'):
@@ -380,7 +390,7 @@ def test_mistakes_of_a_target(tmp_path, monkeypatch, target, dtype, says):
   [
     ('nowhere', 'nowhere is no run folder'),
     ('gguf:nowhere', 'nowhere: no such file'),
-    ('gguf:.', 'is a folder'),
+    ('gguf:.', 'is no GGUF file'),
     ('hf:', 'hf: wants a folder or a name of the hub'),
   ],
 )

@@ -61,10 +61,10 @@ def read_gguf(path: epath.Path) -> Published:
     kind=shape.preferred,
     settings=c,
     tokenizer=tokenizer,
-    template=file.metadata.get(gguf_tokenizer.TEMPLATE, ''),
+    template=str(file.metadata.get(gguf_tokenizer.TEMPLATE, '')),
     generation={},
     special=_special(tokenizer, gguf_tokenizer.special(file.metadata)),
-    license=file.metadata.get('general.license', ''),
+    license=str(file.metadata.get('general.license', '')),
     dtype=dtype,
     load=load,
   )
@@ -204,13 +204,17 @@ def _read_tokenizer(
   spec = hf.read_spec(folder)
   path = folder / 'tokenizer_config.json'
   told = config.read_json(path) if path.exists() else {}
-  names = {token['id']: token['content'] for token in spec.get('added_tokens') or ()}
+  try:
+    names = {t['id']: t['content'] for t in spec.get('added_tokens') or ()}
+  except (KeyError, TypeError) as error:
+    raise Mistake(f'{folder}: its tokenizer is damaged: {error!r}.') from None
   special = {}
   for key in ('bos_token', 'eos_token', 'pad_token'):
     name, index = told.get(key), said.get(f'{key}_id')
     name = name.get('content') if isinstance(name, Mapping) else name
     index = index[0] if isinstance(index, list) and index else index
-    special[key] = name if isinstance(name, str) else names.get(index)
+    known = isinstance(index, int) and names.get(index)
+    special[key] = name if isinstance(name, str) else known or None
   edges = special['bos_token'], special['eos_token']
   return gguf_tokenizer.with_edges(spec, folder, *edges), special
 
@@ -231,7 +235,8 @@ def _read_template(folder: epath.Path) -> str:
   path = folder / 'tokenizer_config.json'
   given = config.read_json(path).get('chat_template') if path.exists() else None
   if isinstance(given, list):  # Several, by name.
-    given = {t.get('name'): t.get('template') for t in given}.get('default')
+    named = [t for t in given if isinstance(t, Mapping) and t.get('name') == 'default']
+    given = named[0].get('template') if named else None
   return given if isinstance(given, str) else ''
 
 

@@ -1,6 +1,7 @@
 """Adapters that `peft` loads, of a run from published weights and of drawn trees."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -96,6 +97,17 @@ def test_merged_it_is_a_model_like_any_other(run, tmp_path):
   card = (tmp_path / 'hf' / 'README.md').read_text()
   assert f'Started from: `hf:{given}`' in card
   assert 'Trained on: the tasks text; 2 steps' in card
+
+
+def test_what_was_trained_beside_adapters_is_not_left_behind(run, tmp_path):
+  _, folder = run
+  copy = tmp_path / 'run'
+  shutil.copytree(folder, copy)
+  told = json.loads((copy / 'config.json').read_text())
+  told['config']['lora']['also'] = ['norm/scale']
+  (copy / 'config.json').write_text(json.dumps(told))
+  with pytest.raises(Mistake, match='trained norm/scale beside its adapters'):
+    export.convert(str(copy), f'hf:{tmp_path / "out"}', say=silent)
 
 
 def test_without_adapters_there_is_nothing_to_write(tmp_path):
