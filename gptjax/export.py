@@ -104,7 +104,7 @@ def _writer(
     elif kind == 'gguf':
       publish.write_gguf(path, model, weights, dtype)
     elif adapted:
-      base = _published_name(adapted.base)
+      base = _published_name(adapted.base())
       publish.write_adapter(path, model, weights, base, adapted.dropout, dtype)
     else:
       publish.write_folder(path, model, weights, dtype)
