@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -88,6 +88,11 @@ def _writer(
       f'{origin.name} holds adapters: --merge writes the whole model, and hf:DIR '
       'without it the adapters for peft.'
     )
+  if adapted and adapted.also:
+    raise Mistake(
+      f'{origin.name} trained {", ".join(adapted.also)} beside its adapters, for which '
+      'an adapter for peft has no place: --merge writes the whole model.'
+    )
   if kind != 'run':
     check = publish.check_gguf if kind == 'gguf' else publish.check_folder
     check(model, dtype)
@@ -99,8 +104,8 @@ def _writer(
     elif kind == 'gguf':
       publish.write_gguf(path, model, weights, dtype)
     elif adapted:
-      base = _published_name(adapted.base)
-      publish.write_adapter(path, model, weights, base, adapted.dropout)
+      base = _published_name(adapted.base())
+      publish.write_adapter(path, model, weights, base, adapted.dropout, dtype)
     else:
       publish.write_folder(path, model, weights, dtype)
     return number
@@ -208,11 +213,20 @@ def _describe(origin: Origin) -> publish.Model:
   )
 
 
-def _about(origin: Origin) -> Mapping[str, Any]:
+def _about(origin: Origin) -> dict[str, Any]:
+  """What the model card tells of it."""
   told = {
     'Context': f'{origin.length:,} tokens',
     'Tokenizer': f'{origin.tokenizer.name}, {origin.tokenizer.size:,} ids',
   }
+  place = epath.Path(origin.name)
+  config = folder.read_config(place) if (place / 'config.json').exists() else {}
+  if tasks := config.get('mixture', {}).get('tasks'):
+    names = dict.fromkeys(task.get('name', key) for key, task in tasks.items())
+    told['Trained on'] = f'the tasks {", ".join(names)}; {config["steps"]:,} steps'
+  if start := config.get('init'):
+    told['Started from'] = f'`{start}`, whose licence holds for this model too'
   if 'name' in origin.source:
     told['Weights from'] = f'`{origin.source["name"]}`'
-  return {**told, 'token': next(iter(origin.tokenizer.controls))}
+  token = next(iter(origin.tokenizer.controls))
+  return {**told, 'token': token, 'license': origin.source.get('license', '')}

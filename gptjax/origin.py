@@ -49,8 +49,9 @@ class Adapted(NamedTuple):
   """The adapters of a run."""
 
   weights: Callable[[], tuple[int, Params]]  # As of Origin, the adapters as Lora.
-  base: str  # Name of the model that they stand over.
+  base: Callable[[], str]  # Name of the model that they stand over.
   dropout: float
+  also: tuple[str, ...]  # Patterns of leaves that were trained whole beside them.
 
 
 def find_origin(
@@ -83,12 +84,13 @@ def find_origin(
     number, found = whole()
     return number, lora.merge(found)
 
-  adapted = None
-  if config.get('lora', {}).get('rank'):
-    base = find_base(place)
-    adapted = Adapted(
-      whole, base.origin.name if base else '', config['lora']['dropout']
-    )
+  def base() -> str:
+    found = find_base(place)
+    return found.origin.name if found else ''
+
+  c, adapted = config.get('lora', {}), None
+  if c.get('rank'):
+    adapted = Adapted(whole, base, c['dropout'], tuple(c['also']))
   return Origin(
     name,
     config['model'],
@@ -150,6 +152,7 @@ def _from_published(name: str, found: Published) -> Origin:
     'dtype': found.dtype,
     'special': found.special,
     'generation': found.generation,
+    'license': found.license,
   }
   text = found.template
   named = found.special or None
@@ -269,9 +272,13 @@ def write_frozen(path: epath.Path, origin: Origin, step: int, base: Params) -> N
 def _lasting(name: str) -> str:
   """A name that holds in any working directory."""
   kind, colon, place = name.partition(':')
-  if kind not in ('hf', 'gguf'):
+  if not _is_published(name):
     kind, colon, place = '', '', name
-  if files.is_local(place) and epath.Path(place).expanduser().exists():
+  if (
+    name != 'smollm2'
+    and files.is_local(place)
+    and epath.Path(place).expanduser().exists()
+  ):
     place = str(files.absolute(epath.Path(place).expanduser()))
   return f'{kind}{colon}{place}'
 

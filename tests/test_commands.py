@@ -7,12 +7,18 @@ import sys
 
 import pytest
 
-from gptjax import capacity, flags, main, view
+from gptjax import capacity, convert, flags, main, view
 from gptjax.generate import __main__ as generate
 from gptjax.report import __main__ as report
 from tests import tiny
 
-COMMANDS = {'main': main, 'view': view, 'generate': generate, 'report': report}
+COMMANDS = {
+  'main': main,
+  'view': view,
+  'generate': generate,
+  'report': report,
+  'convert': convert,
+}
 
 
 @pytest.fixture(scope='module')
@@ -181,6 +187,47 @@ def test_mistakes_of_generate(call, args, says):
   assert err.startswith('gptjax: ')
   assert err.count('\n') == 1
   assert says in err
+
+
+@pytest.mark.parametrize(
+  ('args', 'says'),
+  [
+    ([], '--source is needed'),
+    (['--source=a'], '--target is needed'),
+    (['--source=a', '--target=hf:b', '--dtype=int4'], '--dtype=int4'),
+    (['--source=a', '--target=b'], 'a is no run folder'),
+    (['--source=hf:a', '--target=b'], 'hf:a: no such folder'),
+    (['--source=gguf:a', '--target=b'], 'a: no such file'),
+    (['--source=a', '--target=hf:'], 'a name is missing'),
+    (['--source=a', '--target=b', '--dtype=float16'], 'a run folder holds float32'),
+    (['--source=a', '--target=b', '--merge=5'], '--merge'),
+    (['--sauce=a'], "'source'"),
+  ],
+)
+def test_mistakes_of_convert(call, monkeypatch, args, says):
+  monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+  code, out, err = call('convert', *args)
+  assert code == 2
+  assert says in err
+  assert len(err.splitlines()) == 1
+  assert not out
+  assert not [p for p in pathlib.Path().iterdir() if p.name != 'cache']
+
+
+def test_convert_takes_a_run_out_and_in(call):
+  assert call('main', '--workdir=run')[0] == 0
+  for source, target in (('run', 'hf:out'), ('hf:out', 'again'), ('again', 'gguf:x')):
+    code, _, err = call('convert', f'--source={source}', f'--target={target}')
+    assert code == 0, err
+    assert err.splitlines()[-1].startswith(source)
+  said = [
+    call('generate', f'--run={name}', '--prompt=the', '--temperature=0', '--json')[1]
+    for name in ('run', 'hf:out', 'again', 'gguf:x')
+  ]
+  assert len(set(said)) == 1
+  code, _, err = call('convert', '--source=run', '--target=hf:out')
+  assert code == 2
+  assert 'is there already' in err
 
 
 def test_mistakes_of_report(call):

@@ -12,6 +12,11 @@ from safetensors.numpy import load_file
 
 from gptjax import export, sharding
 from gptjax.interop import publish
+from gptjax.interop.config import write_config
+from gptjax.interop.families import FAMILIES
+from gptjax.interop.tensors import tensors
+from gptjax.models.settings import make_settings
+from gptjax.models.transformer import transformer
 from gptjax.origin import find_origin, make_model
 from gptjax.run import open_run
 from gptjax.words import Failure, Mistake
@@ -59,6 +64,7 @@ def test_what_belongs_to_a_model_goes_through_a_run(tmp_path):
   card = (back / 'README.md').read_text()
   assert f'hf:{given}' in card
   assert 'split_special_tokens' in card
+  assert 'license: mit\n' in card
   assert card.startswith('---\n')
 
 
@@ -146,6 +152,69 @@ def test_a_trunk_saved_alone_is_known(tmp_path):
   np.testing.assert_array_equal(logits(f'hf:{trunk}'), logits(f'hf:{whole}'))
 
 
+def test_gpt2_as_the_hub_has_it(tmp_path):
+  """No prefix, the masks of old files, GPT-2's pair of tokenizer files."""
+  pair = tmp_path / 'pair'
+  pair.mkdir()
+  spec = made.tokenizer()['model']
+  vocab = {**spec['vocab'], '<|endoftext|>': len(spec['vocab'])}
+  (pair / 'vocab.json').write_text(json.dumps(vocab))
+  (pair / 'merges.txt').write_text('\n'.join(['#version: 0.2', *spec['merges']]))
+  told = dict(
+    model_type='gpt2', n_embd=8, n_head=2, n_layer=2, n_positions=16, n_ctx=16
+  )
+  told |= dict(vocab_size=len(vocab), summary_type='cls_index', task_specific_params={})
+  (pair / 'config.json').write_text(json.dumps(told))
+  rng = np.random.default_rng(0)
+  shapes = {'wte.weight': (len(vocab), 8), 'wpe.weight': (16, 8)}
+  shapes |= {'ln_f.weight': (8,), 'ln_f.bias': (8,)}
+  for n in range(2):
+    inner = {'ln_1': (8,), 'ln_2': (8,), 'attn.c_attn': (8, 24), 'attn.c_proj': (8, 8)}
+    inner |= {'mlp.c_fc': (8, 32), 'mlp.c_proj': (32, 8)}
+    for name, shape in inner.items():
+      shapes[f'h.{n}.{name}.weight'] = shape
+      shapes[f'h.{n}.{name}.bias'] = shape[-1:]
+  weights = {n: rng.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+  masks = {f'h.{n}.attn.bias': np.ones((1, 1, 16, 16), np.uint8) for n in range(2)}
+  made.save_file({**weights, **masks}, pair / 'model.safetensors')
+  convert(f'hf:{pair}', tmp_path / 'run')
+  convert(tmp_path / 'run', f'hf:{tmp_path / "back"}')
+  after = load_file(tmp_path / 'back' / 'model.safetensors')
+  assert after.keys() == {f'transformer.{name}' for name in weights}
+  for name, array in weights.items():
+    np.testing.assert_array_equal(after[f'transformer.{name}'], array)
+  run = open_run(tmp_path / 'run', say=silent)
+  assert run.tokenizer.start == run.tokenizer.end == vocab['<|endoftext|>']
+  assert run.length == 16
+  assert (
+    json.loads((tmp_path / 'back' / 'config.json').read_text())['n_positions'] == 16
+  )
+  np.testing.assert_array_equal(logits(f'hf:{tmp_path / "back"}'), logits(f'hf:{pair}'))
+
+
+@pytest.mark.parametrize('style', ['language_model.model.', 'model.language_model.'])
+def test_of_gemma_with_images_the_text_is_read(tmp_path, style):
+  sizes = dict(layers=3, embed=12, heads=2, kv_heads=1, head=8, mlp=20, window=4)
+  told = dict(preset='gemma3', pattern='local,local,global', length=32, **sizes)
+  c = make_settings(told.pop('preset'), {**told, 'vocab': made.vocab()})
+  weights = transformer(**vars(c)).init(jax.random.key(0))
+  found = {
+    t.name: np.asarray(t.read())
+    for t in tensors(FAMILIES['gemma3_text'].rows, weights, c)
+  }
+  config = write_config('gemma3_text', c)
+  plain = made.write(tmp_path / 'plain', 'float32', found)
+  (plain / 'config.json').write_text(json.dumps(config))
+  seen = {name.replace('model.', style, 1): array for name, array in found.items()} | {
+    'vision_tower.x.weight': np.zeros(3),
+    'multi_modal_projector.y': np.ones(2),
+  }
+  both = made.write(tmp_path / 'both', 'float32', seen)
+  wrapped = dict(model_type='gemma3', text_config=config, vision_config={'a': 1})
+  (both / 'config.json').write_text(json.dumps(wrapped))
+  np.testing.assert_array_equal(logits(f'hf:{both}'), logits(f'hf:{plain}'))
+
+
 def broken(change):
   """A folder's tensors with a change."""
   weights = made.tensors()
@@ -163,6 +232,14 @@ DAMAGES = {
     'no JSON object',
   ),
   'bad UTF-8': (lambda f: (f / 'config.json').write_bytes(b'\xff'), 'is no JSON'),
+  'template in no UTF-8': (
+    lambda f: (f / 'chat_template.jinja').write_bytes(b'\xff'),
+    'is no UTF-8',
+  ),
+  'template that is none': (
+    lambda f: (f / 'chat_template.jinja').write_text('{% for'),
+    'template',
+  ),
   'no weights': (lambda f: (f / 'model.safetensors').unlink(), 'holds no weights'),
   'pickles': (
     lambda f: (f / 'model.safetensors').rename(f / 'pytorch_model.bin'),
@@ -249,6 +326,16 @@ def test_a_tokenizer_of_more_ids_than_rows_is_refused(tmp_path):
     find_origin(f'hf:{given}')
 
 
+def test_numbers_that_float16_does_not_reach_are_refused(tmp_path):
+  weights = made.tensors()
+  weights[QUERY][0, 0] = 1e5
+  given = made.write(tmp_path / 'given', 'float32', weights)
+  for target in ('hf:', 'gguf:'):
+    with pytest.raises(Mistake, match=r'numbers up to 1e\+05, which float16'):
+      convert(f'hf:{given}', f'{target}{tmp_path / "out"}', dtype='float16')
+    convert(f'hf:{given}', f'{target}{tmp_path / target[:2]}', dtype='bfloat16')
+
+
 def test_a_target_is_never_written_over(tmp_path):
   given = made.write(tmp_path / 'given')
   for target in ('run', 'hf:folder', 'gguf:file'):
@@ -303,7 +390,7 @@ def test_mistakes_of_a_target(tmp_path, monkeypatch, target, dtype, says):
   [
     ('nowhere', 'nowhere is no run folder'),
     ('gguf:nowhere', 'nowhere: no such file'),
-    ('gguf:.', 'is a folder'),
+    ('gguf:.', 'is no GGUF file'),
     ('hf:', 'hf: wants a folder or a name of the hub'),
   ],
 )

@@ -7,7 +7,7 @@ _CARD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
-tags:
+{license}tags:
 - gptjax
 ---
 
@@ -58,19 +58,21 @@ def card(
 
   Args:
     name: what the weights come from.
-    about: what else is known, by name; `token` is one of its control tokens.
+    about: what else is known, by name; `token` is one of its control tokens, `license`
+      what its licence is called.
     params: numbers in the weights.
     dtype: of the weights in the folder.
     template: the chat template, '' for none.
   """
   known = dict(about)
-  token = known.pop('token', '')
+  token, license_ = known.pop('token', ''), known.pop('license', '')
   lines = [f'- {key}: {value}' for key, value in known.items()]
   return _CARD.format(
     title=name.rstrip('/').rpartition('/')[2].rpartition(':')[2] or name,
     params=params,
     dtype=dtype,
     name=name,
+    license=f'license: {license_}\n' if license_ else '',
     about='\n'.join(lines),
     use=_CHAT if template else _TEXT,
     control=_CONTROL.format(token=token),

@@ -7,9 +7,11 @@ from typing import Any
 
 from etils import epath
 
+from gptjax import files
 from gptjax.interop.families import FAMILIES, HARMLESS, USUAL
-from gptjax.interop.parts import kinds
+from gptjax.interop.parts import among, kinds
 from gptjax.lookup import nearest
+from gptjax.models import rope
 from gptjax.models.settings import Settings, make_settings
 from gptjax.words import Mistake
 
@@ -32,6 +34,8 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     found = json.loads(path.read_bytes())
   except FileNotFoundError:
     raise Mistake(f'{path.parent} has no {path.name}.') from None
+  except OSError as error:
+    raise Mistake(f'{path}: {files.cause(error)}.') from None
   except ValueError as error:
     raise Mistake(f'{path} is no JSON: {error}.') from None
   if not isinstance(found, dict):
@@ -48,13 +52,12 @@ def find_family(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
   kind = config.get('model_type')
   if kind == 'gemma3' and isinstance(config.get('text_config'), Mapping):
     kind, config = 'gemma3_text', config['text_config']
-  if kind not in FAMILIES:
-    raise Mistake(f'model_type={kind!r}: {nearest(str(kind), FAMILIES)}')
+  kind = among(kind, FAMILIES, 'model_type')
   if config.get('auto_map'):
     raise Mistake('auto_map: the model is code of its own, which is not run here.')
   if config.get('quantization_config'):
     raise Mistake('quantization_config: quantised weights are read from GGUF only.')
-  return str(kind), config
+  return kind, config
 
 
 def read_config(config: Mapping[str, Any]) -> tuple[str, Settings]:
@@ -133,6 +136,7 @@ def canonical(c: Settings) -> dict[str, Any]:
   found['attention_scale'] = round(c.scale, 12)
   if c.norm == 'rms':
     found['norm_bias'] = False
+  found['rope'] = rope.whole(c.rope)
   if not turns:
     found['theta'] = found['rope'] = 0
   elif (c.rope or {}).get('kind') == 'ntk':

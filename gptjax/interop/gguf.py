@@ -16,7 +16,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from gptjax.interop.tensors import Stored, Tensor
+from gptjax import files
+from gptjax.interop.tensors import Stored, Tensor, narrowed
 from gptjax.lookup import nearest
 from gptjax.words import Mistake
 
@@ -50,8 +51,8 @@ def read(path: epath.Path) -> File:
       metadata, infos, start = _read_head(file)
   except FileNotFoundError:
     raise Mistake(f'{path}: no such file.') from None
-  except IsADirectoryError:
-    raise Mistake(f'{path} is a folder, no GGUF file.') from None
+  except OSError as error:
+    raise Mistake(f'{path} is no GGUF file: {files.cause(error)}.') from None
   except (ValueError, EOFError, OverflowError, MemoryError, RecursionError) as error:
     raise Mistake(f'{path} is cut or no GGUF: {error}.') from None
   if metadata.get('split.count', 0) not in (0, 1):
@@ -197,7 +198,7 @@ def write(
     data = b''.join(head)
     file.write(data + bytes(-len(data) % _ALIGN))
     for tensor, kind in zip(tensors, kinds, strict=True):
-      array = np.ascontiguousarray(tensor.read(), np.float32)
+      array = narrowed(tensor, 'float16' if kind.name == 'F16' else 'float32')
       array = gguf.quantize(array, kind).reshape(-1).view(np.uint8)
       file.write(array.data)
       file.write(bytes(-array.size % _ALIGN))

@@ -12,10 +12,9 @@ import numpy as np
 
 from gptjax.interop.config import canonical
 from gptjax.interop.gguf import File
-from gptjax.interop.parts import Config, Part, Told, get, only, same
+from gptjax.interop.parts import Config, Part, Told, among, depth, get, only, same
 from gptjax.interop.rotary import write_scaling
 from gptjax.interop.tensors import Row, Tensor
-from gptjax.lookup import nearest
 from gptjax.models import presets, rope
 from gptjax.models.presets import Preset
 from gptjax.models.settings import Settings, make_settings
@@ -101,8 +100,8 @@ def _read_rotary(config: Config) -> Told:
     told['rope'] = dict(kind='linear', factor=factor)
   elif kind == 'yarn' and length:
     told['rope'] = dict(kind='yarn', factor=factor, length=length)
-  elif kind != 'none':
-    raise Mistake(f'rope.scaling.type={kind!r}: {nearest(kind, ("linear", "yarn"))}')
+  else:
+    among(kind, ('none', 'linear', 'yarn'), 'rope.scaling.type')
   return told
 
 
@@ -130,7 +129,7 @@ _ROTARY = Part(
   _write_rotary,
 )
 _SIZES = (
-  same('block_count', 'layers', 0),
+  depth('block_count', 0),
   same('context_length', 'length', 0),
   same('embedding_length', 'embed', 0),
   same('feed_forward_length', 'mlp', 0),
@@ -165,9 +164,7 @@ def read_settings(file: File) -> tuple[str, Settings]:
   """
   metadata = file.metadata
   name = metadata.get('general.architecture')
-  if name not in SHAPES:
-    raise Mistake(f'general.architecture={name!r}: {nearest(str(name), SHAPES)}')
-  shape = SHAPES[name]
+  shape = SHAPES[among(name, SHAPES, 'general.architecture')]
   prefix = f'{name}.'
   own = {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
   vocab = own.pop('vocab_size', None)
@@ -179,6 +176,9 @@ def read_settings(file: File) -> tuple[str, Settings]:
         f'{prefix}{key}={own[key]!r} is not known here: it may change what '
         'the model computes.'
       )
+  for part in _SIZES:
+    if part.keys[0] not in own:
+      raise Mistake(f'{prefix}{part.keys[0]} is missing.')
   for part in shape.parts:
     told |= part.read(own)
   table = file.tensors.get('token_embd.weight')

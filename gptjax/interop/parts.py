@@ -4,7 +4,7 @@ Each part reads its keys into settings of ours and writes them from settings, so
 family is one list of parts in both directions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gptjax.lookup import nearest
@@ -13,6 +13,7 @@ from gptjax.words import Mistake
 
 Config = Mapping[str, Any]
 Told = dict[str, Any]
+_MOST = 10_000  # Layers.
 
 ACTIVATIONS = {
   'silu': 'silu',
@@ -24,6 +25,17 @@ ACTIVATIONS = {
   'relu': 'relu',
   'relu2': 'relu2',
 }
+
+
+def among(value: Any, allowed: Iterable[str], key: str) -> str:
+  """The value, if it is one of the names.
+
+  Raises:
+    Mistake: it is not.
+  """
+  if not isinstance(value, str) or value not in allowed:
+    raise Mistake(f'{key}={value!r}: {nearest(str(value), allowed)}')
+  return value
 
 
 class Part(NamedTuple):
@@ -61,12 +73,33 @@ def same(theirs: str, ours: str, default: Any, null: Any = None) -> Part:
   return Part((theirs,), read, lambda c: {theirs: getattr(c, ours)})
 
 
+def depth(theirs: str, default: int) -> Part:
+  """The number of layers."""
+  return Part(
+    (theirs,),
+    lambda config: {'layers': layers_of(config, theirs, default)},
+    lambda c: {theirs: c.layers},
+  )
+
+
+def layers_of(config: Config, key: str, default: int) -> int:
+  """How many layers a key says, which is not more than any model has.
+
+  Raises:
+    Mistake: it is no such number.
+  """
+  found = get(config, key, default)
+  if not 1 <= found <= _MOST:
+    raise Mistake(f'{key}={found}: from 1 to {_MOST:,}.')
+  return found
+
+
 def only(key: str, value: Any) -> Part:
   """A key that has one value here, which is also its default."""
 
   def read(config: Config) -> Told:
     found = config.get(key)
-    if found is not None and found != value:
+    if found is not None and (type(found) is not type(value) or found != value):
       raise Mistake(f'{key}={found!r}: {value!r} is all that can be read.')
     return {}
 
@@ -77,9 +110,7 @@ def activation(key: str, default: str, written: Mapping[str, str]) -> Part:
   """The activation of the MLP; `written` are names that differ from ours."""
 
   def read(config: Config) -> Told:
-    name = get(config, key, default)
-    if name not in ACTIVATIONS:
-      raise Mistake(f'{key}={name!r}: {nearest(name, ACTIVATIONS)}')
+    name = among(get(config, key, default), ACTIVATIONS, key)
     return {'activation': ACTIVATIONS[name]}
 
   return Part((key,), read, lambda c: {key: written.get(c.activation, c.activation)})
@@ -125,13 +156,14 @@ def _write_scalar(c: Settings) -> Told:
   return {'query_pre_attn_scalar': near if whole else scalar}
 
 
-SCALAR = Part(
-  ('query_pre_attn_scalar',),
-  lambda config: {
-    'attention_scale': get(config, 'query_pre_attn_scalar', 256.0) ** -0.5
-  },
-  _write_scalar,
-)
+def _read_scalar(config: Config) -> Told:
+  scalar = get(config, 'query_pre_attn_scalar', 256.0)
+  if scalar <= 0:
+    raise Mistake(f'query_pre_attn_scalar={scalar}: above 0.')
+  return {'attention_scale': scalar**-0.5}
+
+
+SCALAR = Part(('query_pre_attn_scalar',), _read_scalar, _write_scalar)
 
 
 # Kinds of layers.
@@ -162,10 +194,7 @@ def _types(config: Config, layers: int, usual: Callable[[int], str]) -> list[str
     return [usual(i) for i in range(layers)]
   if not isinstance(given, list) or len(given) != layers:
     raise Mistake(f'layer_types has not one entry for each of {layers} layers.')
-  for kind in given:
-    if kind not in KINDS:
-      raise Mistake(f'layer_types has {kind!r}: {nearest(str(kind), KINDS)}')
-  return [KINDS[kind] for kind in given]
+  return [KINDS[among(kind, KINDS, 'layer_types')] for kind in given]
 
 
 def _window(config: Config, default: int | None) -> int | None:
@@ -179,7 +208,7 @@ def always_sliding(layers: int, window: int) -> Part:
 
   def read(config: Config) -> Told:
     found = _window(config, window)
-    number = get(config, 'num_hidden_layers', layers)
+    number = layers_of(config, 'num_hidden_layers', layers)
     kind = 'global' if found is None else 'local'
     return layered(_types(config, number, lambda i: kind), found or 0)
 
@@ -200,7 +229,8 @@ def late_sliding(layers: int, first: int) -> Part:
     def usual(i: int) -> str:
       return 'local' if window is not None and i >= start else 'global'
 
-    found = _types(config, get(config, 'num_hidden_layers', layers), usual)
+    number = layers_of(config, 'num_hidden_layers', layers)
+    found = _types(config, number, usual)
     if 'local' in found and window is None:
       raise Mistake('layer_types has sliding_attention, use_sliding_window is false.')
     return layered(found, window or 0)
@@ -221,9 +251,9 @@ def every_nth_global(layers: int, every: int) -> Part:
   """Of so many layers the last sees all, the others a window (Gemma); defaults."""
 
   def read(config: Config) -> Told:
-    n = get(config, 'sliding_window_pattern', every)
+    n = layers_of(config, 'sliding_window_pattern', every)
     window = _window(config, 4096)
-    number = get(config, 'num_hidden_layers', layers)
+    number = layers_of(config, 'num_hidden_layers', layers)
     found = _types(config, number, lambda i: 'local' if (i + 1) % n else 'global')
     if window is None and 'local' in found:
       raise Mistake('sliding_window is null, but layers are sliding.')
@@ -252,14 +282,13 @@ def _read_neo(config: Config) -> Told:
   types: Any = config.get('attention_types') or [[['global', 'local'], 12]]
   try:
     each = [kind for pattern, repeats in types for kind in list(pattern) * repeats]
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError, MemoryError):
     raise Mistake(
       f'attention_types={types!r}: [[[kind, ...], repeats], ...].'
     ) from None
   for kind in each:
-    if kind not in _THEIRS:
-      raise Mistake(f'attention_types has {kind!r}: {nearest(str(kind), _THEIRS)}')
-  layers = get(config, 'num_layers', 24)
+    among(kind, _THEIRS, 'attention_types')
+  layers = layers_of(config, 'num_layers', 24)
   if config.get('attention_layers', each) != each or len(each) != layers:
     raise Mistake(f'attention_types does not give the kinds of {layers} layers.')
   return layered(each, get(config, 'window_size', 256))

@@ -34,7 +34,12 @@ class _Adapter(NamedTuple):
 
 
 def write_adapter(
-  folder: epath.Path, whole: Params, kind: str, base: str, dropout: float
+  folder: epath.Path,
+  whole: Params,
+  kind: str,
+  base: str,
+  dropout: float,
+  dtype: str = 'float32',
 ) -> None:
   """Writes adapter_config.json and adapter_model.safetensors.
 
@@ -44,6 +49,7 @@ def write_adapter(
     kind: the model_type of the model that they stand over.
     base: the folder or the name of that model, for peft to find it.
     dropout: of the adapters' inputs.
+    dtype: of the file.
 
   Raises:
     Mistake: there are no adapters.
@@ -79,7 +85,7 @@ def write_adapter(
     for part, array in (('lora_A', a), ('lora_B', b)):
       full = f'base_model.model.{name}.{part}.weight'
       tensors.append(Tensor(full, array.shape, lambda array=array: array))
-  safetensors.write(folder / WEIGHTS, tensors, 'float32')
+  safetensors.write(folder / WEIGHTS, tensors, dtype)
 
 
 _Found = dict[str, tuple[Row, dict[int, _Adapter], float]]  # By module.

@@ -77,7 +77,12 @@ def write_folder(folder: epath.Path, model: Model, weights: Params, dtype: str) 
 
 
 def write_adapter(
-  folder: epath.Path, model: Model, weights: Params, base: str, dropout: float
+  folder: epath.Path,
+  model: Model,
+  weights: Params,
+  base: str,
+  dropout: float,
+  dtype: str,
 ) -> None:
   """Writes adapters for peft, with the tokenizer that they were trained with.
 
@@ -87,12 +92,13 @@ def write_adapter(
     weights: with the adapters as Lora.
     base: what they stand over, as peft is to find it.
     dropout: of their inputs.
+    dtype: of the file.
 
   Raises:
     Mistake: as of `check_folder`.
   """
-  kind = check_folder(model, 'float32')
-  peft.write_adapter(folder, weights, kind, base, dropout)
+  kind = check_folder(model, dtype)
+  peft.write_adapter(folder, weights, kind, base, dropout, dtype)
   write_tokenizer(folder, model)
 
 

@@ -1,5 +1,6 @@
 """A published model: a folder of Hugging Face's or a GGUF file, read lazily."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Published(NamedTuple):
   template: str  # Its chat template of Jinja; '' if it has none.
   generation: dict[str, Any]  # Of generation_config.json.
   special: dict[str, str]  # bos_token, eos_token, pad_token, as they were called.
+  license: str  # As it is called; '' if it is not said.
   dtype: str  # The one that holds all its weights exactly: float32 or narrower.
   load: Callable[[Tree], Params]  # Abstract weights with shardings -> weights, float32.
 
@@ -59,9 +61,10 @@ def read_gguf(path: epath.Path) -> Published:
     kind=shape.preferred,
     settings=c,
     tokenizer=tokenizer,
-    template=file.metadata.get(gguf_tokenizer.TEMPLATE, ''),
+    template=str(file.metadata.get(gguf_tokenizer.TEMPLATE, '')),
     generation={},
     special=_special(tokenizer, gguf_tokenizer.special(file.metadata)),
+    license=str(file.metadata.get('general.license', '')),
     dtype=dtype,
     load=load,
   )
@@ -101,6 +104,7 @@ def read_folder(folder: epath.Path) -> Published:
     template=_read_template(folder),
     generation=generation,
     special=_special(tokenizer, special),
+    license=_read_license(folder),
     dtype=dtype,
     load=load,
   )
@@ -200,13 +204,17 @@ def _read_tokenizer(
   spec = hf.read_spec(folder)
   path = folder / 'tokenizer_config.json'
   told = config.read_json(path) if path.exists() else {}
-  names = {token['id']: token['content'] for token in spec.get('added_tokens') or ()}
+  try:
+    names = {t['id']: t['content'] for t in spec.get('added_tokens') or ()}
+  except (KeyError, TypeError) as error:
+    raise Mistake(f'{folder}: its tokenizer is damaged: {error!r}.') from None
   special = {}
   for key in ('bos_token', 'eos_token', 'pad_token'):
     name, index = told.get(key), said.get(f'{key}_id')
     name = name.get('content') if isinstance(name, Mapping) else name
     index = index[0] if isinstance(index, list) and index else index
-    special[key] = name if isinstance(name, str) else names.get(index)
+    known = isinstance(index, int) and names.get(index)
+    special[key] = name if isinstance(name, str) else known or None
   edges = special['bos_token'], special['eos_token']
   return gguf_tokenizer.with_edges(spec, folder, *edges), special
 
@@ -220,9 +228,22 @@ def _read_template(folder: epath.Path) -> str:
   """Of chat_template.jinja, else of tokenizer_config.json, the default one."""
   path = folder / 'chat_template.jinja'
   if path.exists():
-    return path.read_text()
+    try:
+      return path.read_bytes().decode()
+    except UnicodeDecodeError:
+      raise Mistake(f'{path} is no UTF-8.') from None
   path = folder / 'tokenizer_config.json'
   given = config.read_json(path).get('chat_template') if path.exists() else None
   if isinstance(given, list):  # Several, by name.
-    given = next((t['template'] for t in given if t.get('name') == 'default'), None)
+    named = [t for t in given if isinstance(t, Mapping) and t.get('name') == 'default']
+    given = named[0].get('template') if named else None
   return given if isinstance(given, str) else ''
+
+
+def _read_license(folder: epath.Path) -> str:
+  """What the head of the model card calls it."""
+  path = folder / 'README.md'
+  text = path.read_bytes().decode(errors='replace') if path.exists() else ''
+  head = text.split('---')[1:2]
+  found = re.search(r'^license: *(\S+)', head[0], re.MULTILINE) if head else None
+  return found[1] if found else ''

@@ -6,8 +6,7 @@ Older files say rope_theta and rope_scaling, newer ones rope_parameters with all
 from collections.abc import Mapping
 from typing import Any
 
-from gptjax.interop.parts import KINDS, Config, Part, Told, get
-from gptjax.lookup import nearest
+from gptjax.interop.parts import KINDS, Config, Part, Told, among, get
 from gptjax.models.settings import Settings
 from gptjax.words import Mistake
 
@@ -44,13 +43,10 @@ def read_scaling(given: Mapping[str, Any], key: str, length: int) -> Told | None
   options.pop('rope_theta', None)
   if options.pop('partial_rotary_factor', 1.0) != 1.0:
     raise Mistake(f'{key}.partial_rotary_factor: 1 is all that can be read.')
+  kind = among(kind, ('default', *_SCALINGS), f'{key}.rope_type')
   if kind == 'default':
-    options.pop('factor', None)
-    known: dict[str, str] = {}
-  elif kind in _SCALINGS:
-    known = _SCALINGS[kind]
-  else:
-    raise Mistake(f'{key}.rope_type={kind!r}: {nearest(str(kind), _SCALINGS)}')
+    options.pop('factor', None)  # It changes nothing.
+  known = _SCALINGS.get(kind, {})
   for name in options:
     if name not in known:
       raise Mistake(f'{key}: {kind} with {name}={options[name]!r} cannot be read.')
@@ -65,10 +61,10 @@ def read_scaling(given: Mapping[str, Any], key: str, length: int) -> Told | None
 
 
 def _number(key: str, name: str, value: Any) -> float:
-  if isinstance(value, bool) != (name == 'truncate') or not isinstance(
-    value, int | float
-  ):
-    raise Mistake(f'{key}.{name}={value!r}: a number.')
+  flag = name == 'truncate'
+  if not isinstance(value, int | float) or isinstance(value, bool) != flag:
+    wanted = 'true or false' if flag else 'a number'
+    raise Mistake(f'{key}.{name}={value!r}: {wanted}.')
   return value
 
 
@@ -127,8 +123,7 @@ def _read_two(config: Config) -> Told:
   length = get(config, 'max_position_embeddings', 131072)
   given = _dict(config, 'rope_parameters')
   for name in given:
-    if name not in KINDS:
-      raise Mistake(f'rope_parameters has {name!r}: {nearest(name, KINDS)}')
+    among(name, KINDS, 'a part of rope_parameters')
   near = _dict(given, 'sliding_attention')
   far = {**_dict(given, 'full_attention'), **_dict(config, 'rope_scaling')}
   if read_scaling(near, 'rope_parameters.sliding_attention', length):

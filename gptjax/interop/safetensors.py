@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from gptjax.interop.tensors import DTYPES, Stored, Tensor
+from gptjax import files
+from gptjax.interop.tensors import DTYPES, Stored, Tensor, narrowed
 from gptjax.words import Mistake
 
 FILE = 'model.safetensors'
@@ -87,8 +88,8 @@ def read(path: epath.Path) -> dict[str, Stored]:
   Raises:
     Mistake: the file is cut, or no file of safetensors.
   """
-  total = path.stat().length
   try:
+    total = path.stat().length
     with path.open('rb') as file:
       (length,) = struct.unpack('<Q', file.read(8))
       if length > min(_LONGEST, total - 8):
@@ -106,6 +107,8 @@ def read(path: epath.Path) -> dict[str, Stored]:
       end = stop
     if end != total - 8 - length:
       raise ValueError(f'{total} bytes, where its tensors take {end + 8 + length}')
+  except OSError as error:
+    raise Mistake(f'{path}: {files.cause(error)}.') from None
   except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
     raise Mistake(f'{path} is cut or no file of safetensors: {error}.') from None
   return {
@@ -172,8 +175,7 @@ def write(path: epath.Path, tensors: Sequence[Tensor], dtype: str) -> None:
   with path.open('wb') as file:
     file.write(struct.pack('<Q', len(text)) + text)
     for tensor in tensors:
-      array = np.ascontiguousarray(tensor.read(), DTYPES[dtype])
-      file.write(array.reshape(-1).view(np.uint8).data)
+      file.write(narrowed(tensor, dtype).reshape(-1).view(np.uint8).data)
 
 
 def _size(tensor: Tensor, dtype: str) -> int:

@@ -99,6 +99,23 @@ class Tensor(NamedTuple):
   read: Callable[[], np.ndarray]
 
 
+def narrowed(tensor: Tensor, dtype: str) -> np.ndarray:
+  """The content of a tensor in a dtype, contiguous.
+
+  Raises:
+    Mistake: it has numbers that float16 does not reach.
+  """
+  given = tensor.read()
+  with np.errstate(over='ignore'):
+    array = np.ascontiguousarray(given, DTYPES[dtype])
+  if dtype == 'float16' and (np.isinf(array) & np.isfinite(given)).any():
+    raise Mistake(
+      f'{tensor.name} has numbers up to {np.abs(given).max():.3g}, which float16 does '
+      'not hold: take --dtype=bfloat16 or float32.'
+    )
+  return array
+
+
 class Place(NamedTuple):
   """Where one of our leaves, or a layer of it, is in a file."""
 

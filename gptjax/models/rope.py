@@ -44,6 +44,15 @@ def frequencies(
   return rates.astype(np.float32), factor
 
 
+def whole(scaling: Mapping[str, Any] | None) -> dict[str, Any] | None:
+  """The scaling with what is left out of it as it is by default; None: none."""
+  kind = (scaling or {}).get('kind', 'none')
+  if kind == 'none':
+    return None
+  options = list(inspect.signature(SCALINGS[kind]).parameters.values())[2:]
+  return {'kind': kind, **{p.name: p.default for p in options}, **(scaling or {})}
+
+
 def check(scaling: Mapping[str, Any]) -> None:
   """Raises: Mistake: an unknown kind of scaling, or options it does not take."""
   kind = scaling.get('kind', 'none')

@@ -189,9 +189,9 @@ def read_spec(path: epath.Path) -> dict[str, Any]:
     path = path.parent
   try:
     if not path.is_dir():
-      return json.loads(path.read_bytes())
+      return dict(json.loads(path.read_bytes()))
     if (path / FILE).exists():
-      return json.loads((path / FILE).read_bytes())
+      return dict(json.loads((path / FILE).read_bytes()))
     for vocab, merges in PAIRS:
       if (path / vocab).exists() and (path / merges).exists():
         table = json.loads((path / vocab).read_bytes())

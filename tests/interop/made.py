@@ -82,6 +82,7 @@ def write(folder, dtype='bfloat16', weights=None, files=1, **config):
   edges = dict(bos_token='<|begin_of_text|>', eos_token='<|eot_id|>')
   (folder / 'tokenizer_config.json').write_text(json.dumps(edges))
   (folder / 'chat_template.jinja').write_text(TEMPLATE)
+  (folder / 'README.md').write_text('---\nlicense: mit\n---\n')
   generation = dict(temperature=0.6, eos_token_id=[258, 262])
   (folder / 'generation_config.json').write_text(json.dumps(generation))
   weights = {k: v.astype(DTYPES[dtype]) for k, v in weights.items()}

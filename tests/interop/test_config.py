@@ -8,12 +8,23 @@ import pytest
 from gptjax.interop import config
 from gptjax.models.settings import make_settings
 from gptjax.words import Mistake
+from tests.interop.published import CONFIGS
 
 SMALL = dict(vocab=300, layers=4, embed=24, heads=4, mlp=40)
 
 
 def read(**told):
   return config.read_config({'model_type': 'llama', **told})[1]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_published_models_are_our_presets(name):
+  _, c = config.read_config(CONFIGS[name])
+  want = make_settings(name, {})
+  assert config.canonical(c) == config.canonical(want)
+  assert (c.vocab, c.length) == (want.vocab, want.length)
+  # And a run of the preset is written as that family again.
+  assert config.choose_family(want) == CONFIGS[name]['model_type']
 
 
 def test_what_is_left_out_is_as_transformers_has_it():
@@ -63,11 +74,15 @@ REFUSED = [
   (dict(model_type='gpt2', scale_attn_by_inverse_layer_idx=True), 'inverse_layer_idx'),
   (dict(model_type='gpt_neo', num_layers=5), 'attention_types does not give'),
   (dict(model_type='gpt_neo', attention_types=3), 'attention_types=3'),
-  (dict(model_type='gpt_neo', attention_types=[[['far'], 24]]), "has 'far'"),
+  (dict(num_hidden_layers=10**6), 'num_hidden_layers=1000000: from 1 to 10,000'),
+  (
+    dict(model_type='gpt_neo', attention_types=[[['far'], 24]]),
+    "types='far'",
+  ),
   (dict(model_type='qwen2', layer_types=['full_attention']), 'layer_types has not one'),
   (
     dict(model_type='qwen2', layer_types=32 * ['chunked_attention']),
-    "layer_types has 'chunked_attention'",
+    "layer_types='chunked_attention'",
   ),
   (
     dict(model_type='qwen2', layer_types=32 * ['sliding_attention']),
@@ -83,7 +98,7 @@ REFUSED = [
   ),
   (
     dict(model_type='gemma3_text', rope_parameters=dict(rope_theta=3.0)),
-    "rope_parameters has 'rope_theta'",
+    "a part of rope_parameters='rope_theta'",
   ),
 ]
 
@@ -93,6 +108,20 @@ def test_what_would_be_another_model_is_refused(told, says):
   with pytest.raises(Mistake, match=re.escape(says)) as caught:
     config.read_config({'model_type': 'llama', **told})
   assert '\n' not in str(caught.value)
+
+
+ANYTHING = [None, [], {}, 'x', -1, 0, 1.5, True, [1], {'a': 1}, [[1]], 10**30]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_whatever_a_key_says_is_read_or_a_mistake(name):
+  keys = {*CONFIGS[name], 'layer_types', 'rope_parameters', 'rope_scaling', 'head_dim'}
+  for key in keys:
+    for value in [*ANYTHING, {'rope_type': []}, {'rope_type': 'yarn', 'factor': 'x'}]:
+      try:
+        config.read_config({**CONFIGS[name], key: value})
+      except Mistake as mistake:
+        assert '\n' not in str(mistake)  # noqa: PT017 (others may be read)
 
 
 def test_old_and_new_files_say_the_same():

@@ -1,6 +1,7 @@
 """Adapters that `peft` loads, of a run from published weights and of drawn trees."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -77,25 +78,36 @@ def test_a_run_with_adapters_is_written_for_peft(run, tmp_path):
 
 
 def test_merged_it_is_a_model_like_any_other(run, tmp_path):
-  _, folder = run
+  given, folder = run
   tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
   with on_one():
     origin = find_origin(str(folder))
     want = logits(origin, origin.weights()[1], tokens)
     apart = logits(origin, origin.adapted.weights()[1], tokens)
   np.testing.assert_allclose(apart, want, atol=1e-4)
-  for target in (
-    f'hf:{tmp_path / "hf"}',
-    f'gguf:{tmp_path / "x"}',
-    f'{tmp_path / "run"}',
-  ):
-    if not target.startswith('hf:'):
+  for start in ('hf:', 'gguf:', ''):
+    target = f'{start}{tmp_path / (start[:2] or "run")}'
+    if start != 'hf:':
       with pytest.raises(Mistake, match='holds adapters: --merge'):
         export.convert(str(folder), target, say=silent)
     export.convert(str(folder), target, merge=True, say=silent)
     with on_one():
       other = find_origin(target)
       np.testing.assert_array_equal(logits(other, other.weights()[1], tokens), want)
+  card = (tmp_path / 'hf' / 'README.md').read_text()
+  assert f'Started from: `hf:{given}`' in card
+  assert 'Trained on: the tasks text; 2 steps' in card
+
+
+def test_what_was_trained_beside_adapters_is_not_left_behind(run, tmp_path):
+  _, folder = run
+  copy = tmp_path / 'run'
+  shutil.copytree(folder, copy)
+  told = json.loads((copy / 'config.json').read_text())
+  told['config']['lora']['also'] = ['norm/scale']
+  (copy / 'config.json').write_text(json.dumps(told))
+  with pytest.raises(Mistake, match='trained norm/scale beside its adapters'):
+    export.convert(str(copy), f'hf:{tmp_path / "out"}', say=silent)
 
 
 def test_without_adapters_there_is_nothing_to_write(tmp_path):

@@ -12,7 +12,7 @@ from gptjax.models.transformer import transformer
 from gptjax.origin import find_origin, make_model
 from gptjax.run import open_run
 from gptjax.tokenizers.sentencepiece import sentencepiece
-from gptjax.words import Mistake
+from gptjax.words import Conversation, Mistake, Turn
 from tests.interop import made
 from tests.interop.strings import code, strings
 
@@ -124,6 +124,20 @@ def test_the_tokenizer_in_transformers_gives_our_ids(tmp_path, tokenizer):
     tokenizer.controls['<|user|>']
   ]
   assert loaded('Hello')['input_ids'] == [tokenizer.start, *tokenizer.encode('Hello')]
+
+
+def test_a_conversation_in_transformers_has_our_ids(tmp_path, tokenizer):
+  run = write_run(tmp_path / 'run', tokenizer, **GGUF['tied'])
+  export.convert(str(run), f'hf:{tmp_path / "out"}', say=silent)
+  loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
+  turns = (Turn('system', 'Be brief.'), Turn('user', 'Who  are you?\n'))
+  turns += (Turn('assistant', 'Me.'), Turn('user', 'And I?'))
+  chat = [{'role': turn.role, 'content': turn.text} for turn in turns]
+  found = loaded.apply_chat_template(chat, add_generation_prompt=True)
+  template = find_origin(str(run)).template
+  assert found['input_ids'] == template.prompt(Conversation(turns)).tolist()
+  told = json.loads((tmp_path / 'out' / 'generation_config.json').read_text())
+  assert set(told['eos_token_id']) == set(template.stops)
 
 
 def test_the_byte_level_tokenizer_of_a_gguf_in_transformers(tmp_path):
