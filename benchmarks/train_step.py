@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.sides import Side, seconds_of, serve
 from gptjax import flags
 
 
@@ -46,7 +46,6 @@ SHAPES = {
   '124M': Shape(12, 12, 768, 512, 2, 50304),
 }
 RIVALS = ('eager', 'compile', 'autocast')
-_SECONDS = 2.0  # A turn takes about this long.
 
 
 def main() -> None:
@@ -72,8 +71,12 @@ def compare(name: str, rivals: list[str], pairs: int, parts: bool) -> dict[str, 
   tokens = shape.rows * shape.length
   with tempfile.TemporaryDirectory() as folder:
     weights = f'{folder}/weights.npz'
-    sides = {'gptjax': _Side('gptjax', name, weights)}
-    sides |= {rival: _Side(rival, name, weights) for rival in rivals}
+    sides = {
+      kind: Side(
+        kind, 'benchmarks.train_step', f'--shapes={name}', f'--weights={weights}'
+      )
+      for kind in ('gptjax', *rivals)
+    }
     for s in sides.values():  # Ours writes the weights that the others read.
       s.ask('ready')
     first = {side: s.ask('loss') for side, s in sides.items()}
@@ -106,34 +109,6 @@ def compare(name: str, rivals: list[str], pairs: int, parts: bool) -> dict[str, 
   )
 
 
-class _Side:
-  """A process that answers one question a line."""
-
-  def __init__(self, kind: str, name: str, weights: str):
-    self.kind = kind
-    command = [sys.executable, '-m', 'benchmarks.train_step', f'--shapes={name}']
-    self.process = subprocess.Popen(
-      [*command, f'--worker={kind}', f'--weights={weights}'],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    assert self.process.stdin is not None
-    assert self.process.stdout is not None
-    self.questions, self.answers = self.process.stdin, self.process.stdout
-
-  def ask(self, question: str) -> Any:
-    print(question, file=self.questions, flush=True)
-    for line in self.answers:
-      if line.startswith('answer '):
-        return json.loads(line.removeprefix('answer '))
-    raise RuntimeError(f'{self.kind} ended at {question!r}')
-
-  def close(self) -> None:
-    self.questions.close()
-    self.process.wait()
-
-
 def work(kind: str, shape: Shape, weights: str) -> None:
   """The process of one side; slow imports are done before the first question."""
   if kind == 'gptjax':
@@ -141,28 +116,13 @@ def work(kind: str, shape: Shape, weights: str) -> None:
     import gptjax.step  # noqa: F401
   else:
     import transformers  # noqa: F401
-  answers: dict[str, Callable[[], Any]] = {}
+  ours = kind == 'gptjax'
 
-  def ready() -> bool:
-    ours = kind == 'gptjax'
+  def make() -> dict[str, Callable[[], Any]]:
     made = our_side(shape, weights) if ours else torch_side(kind, shape, weights)
-    answers.update(made, time=lambda: seconds_of(made['loss']))
-    return True
+    return {**made, 'time': lambda: seconds_of(made['loss'])}
 
-  answers['ready'] = ready
-  for question in sys.stdin:
-    print('answer', json.dumps(answers[question.strip()]()), flush=True)
-
-
-def seconds_of(step: Callable[[], float]) -> float:
-  """Seconds of a step: the median of a turn, after one step to warm up."""
-  start, times = time.perf_counter(), []
-  step()
-  while len(times) < 2 or time.perf_counter() - start < _SECONDS:
-    begin = time.perf_counter()
-    step()
-    times.append(time.perf_counter() - begin)
-  return statistics.median(times)
+  serve(make)
 
 
 def make_batch(shape: Shape) -> tuple[np.ndarray, np.ndarray]:

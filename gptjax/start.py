@@ -121,7 +121,7 @@ def begin(
     found = found._replace(offsets={})
   if found:
     parts.source.set_state(found.data)
-    frozen = _laid_out(
+    frozen = laid_out(
       origin.read_frozen(source, parts.model, parts.trained), parts.model
     )
     if frozen and source != place.path:
@@ -176,10 +176,10 @@ def _from_origin(
   where = jax.tree.map(lambda x: x.sharding, parts.abstract.params)
   first, _ = jax.random.split(key)
   params = jax.jit(make, out_shardings=where)(first, fitted.leaves)
-  return params, _laid_out({'base': base} if base else {}, parts.model)
+  return params, laid_out({'base': base} if base else {}, parts.model)
 
 
-def _laid_out(frozen: Frozen, model: Model) -> Frozen:
+def laid_out(frozen: Frozen, model: Model) -> Frozen:
   """The frozen trees as a step reads them: layer by layer where it is written out."""
   if not frozen or not unrolls(model):
     return frozen
