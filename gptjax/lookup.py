@@ -37,13 +37,18 @@ def find(room: str, name: str) -> Callable[..., Any]:
     raise Mistake(f'{room} has no {name!r}: {nearest(str(name), known)}')
   module = importlib.import_module(f'gptjax.{room}.{name}')
   if not callable(getattr(module, name, None)):
-    factories = [n for n in known if _is_factory(room, n)]
-    raise Mistake(f'{room}/{name}.py is no choice: {nearest(name, factories)}')
+    raise Mistake(f'{room}/{name}.py is no choice: {nearest(name, choices(room))}')
   return getattr(module, name)
 
 
-def _is_factory(room: str, name: str) -> bool:
-  return callable(getattr(importlib.import_module(f'gptjax.{room}.{name}'), name, None))
+def choices(room: str) -> list[str]:
+  """The names that `find` knows: modules of a room with a function of their name."""
+
+  def is_one(name: str) -> bool:
+    module = importlib.import_module(f'gptjax.{room}.{name}')
+    return callable(getattr(module, name, None))
+
+  return [name for name in names(room) if is_one(name)]
 
 
 def make(room: str, config: Mapping[str, Any], where: str = '', **given: Any) -> Any:

@@ -29,6 +29,10 @@ from gptjax.words import (
 )
 
 Say = Callable[[str], None]
+SHARES = (
+  'weight',
+  'epochs',
+)  # What c.mixture.tasks says beside a task's own arguments.
 Mixture = Mapping[str, tuple[Task, float | None]]
 # What c.mixture says beside its tasks.
 SETTINGS = (
@@ -46,7 +50,7 @@ def make_task(config: Mapping[str, Any], name: str, split: str, data: str) -> Ta
   tasks = config['mixture']['tasks']
   if name not in tasks:
     raise Mistake(f'c.mixture.tasks has no {name!r}: {lookup.nearest(name, tasks)}')
-  task = {k: v for k, v in tasks[name].items() if k not in ('weight', 'epochs')}
+  task = {k: v for k, v in tasks[name].items() if k not in SHARES}
   where = f'c.mixture.tasks.{name}'
   return lookup.make('tasks', task, where, split=split, data=data)
 

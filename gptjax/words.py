@@ -158,12 +158,29 @@ class Source(Protocol):
   def set_state(self, state: Tree) -> None: ...
 
 
+class Scores(NamedTuple):
+  """What an evaluation found, as functions of how often each unit of its data counts.
+
+  A unit is what was drawn by itself, such as an example. With each of them once the
+  functions give the scores, with others what other data would have given.
+  """
+
+  units: int
+  numbers: dict[str, Callable[[np.ndarray], float]]  # Of counts [units].
+  notes: dict[str, Any] = {}  # What belongs to the numbers: a signature, counts.
+  examples: Sequence[dict[str, Any]] = ()  # What was asked, said and right.
+
+
 class Evaluator(NamedTuple):
-  """`run(weights)` gives numbers by name; due at every `every` steps and at the end."""
+  """`run(weights)` gives numbers by name; due at every `every` steps and at the end.
+
+  `scores(weights)` gives the same numbers with what they rest on.
+  """
 
   run: Callable[[Params], dict[str, float]]
   every: int
   names: tuple[str, ...] = ()  # Of the numbers, where they are known before.
+  scores: Callable[[Params], Scores] | None = None
 
 
 class Text(NamedTuple):

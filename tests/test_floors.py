@@ -22,7 +22,7 @@ FLOORS = [
     'run', 'samples', 'screen', 'export', 'rollouts', 'evals', 'interpret', 'planning',
   ],
   ['start'],
-  ['train', 'serve', 'report', 'view'],
+  ['train', 'evaluation', 'serve', 'report', 'view'],
   ['flags', 'main', 'chat', 'convert', 'evaluate', 'plan'],
 ]  # fmt: skip
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

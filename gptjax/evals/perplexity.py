@@ -8,8 +8,6 @@ Bits per byte is the sum of nats / ln 2 over the UTF-8 bytes of the texts, so mo
 with different tokenizers can be compared (Gao et al. 2020, The Pile, section 3.1).
 """
 
-import collections
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -17,8 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from gptjax import sharding
 from gptjax.data.loader import eval_batches
+from gptjax.evals import _scores
 from gptjax.models.loss import cross_entropy
 from gptjax.words import (
   Batch,
@@ -26,6 +27,7 @@ from gptjax.words import (
   Mistake,
   Model,
   Params,
+  Scores,
   Task,
   Template,
   Tokenizer,
@@ -75,10 +77,8 @@ def perplexity(
       f'perplexity reads tasks of kind {" and ".join(KINDS)}; {task.name} is of kind '
       f'{task.kind}.'
     )
-  if limit is not None and limit < 1:
-    raise Mistake(f'limit={limit}: allowed is at least 1 document.')
   split = eval_batches(
-    task if limit is None else _first(task, limit),
+    _scores.first(task, limit),
     tokenizer,
     length,
     batch_size,
@@ -89,50 +89,39 @@ def perplexity(
   )
   score = jax.jit(functools.partial(_score, model))
 
-  def run(weights: Params) -> dict[str, float]:
-    found, ahead = [], collections.deque()
-    for batch in split.batches:
-      ahead.append(score(weights, batch))
-      if len(ahead) > 2:  # More at once fill memory, and can lock virtual devices.
-        found.append(jax.device_get(ahead.popleft()))
-    found += jax.device_get(list(ahead))
-    nats, correct, count = map(math.fsum, zip(*found, strict=True))
-    bits = nats / math.log(2) / split.bytes
-    return dict(zip(NAMES, (nats / count, bits, correct / count), strict=True))
+  def look(weights: Params) -> Scores:
+    found = np.concatenate(list(_scores.behind(score, weights, split.batches)), 1)
+    nats, correct, count = found.astype(np.float64)[:, found[2] > 0]  # Of rows.
 
-  return Evaluator(run, every, NAMES)
+    def total(values: np.ndarray, counts: np.ndarray) -> float:
+      return math.fsum(values * counts)
+
+    def nats_per_token(counts: np.ndarray) -> float:
+      return total(nats, counts) / total(count, counts)
+
+    def bits_per_byte(counts: np.ndarray) -> float:
+      # The bytes of a row are not known; its share of them is taken for that of tokens.
+      tokens_per_byte = math.fsum(count) / split.bytes
+      return nats_per_token(counts) / math.log(2) * tokens_per_byte
+
+    def accuracy(counts: np.ndarray) -> float:
+      return total(correct, counts) / total(count, counts)
+
+    made = (nats_per_token, bits_per_byte, accuracy)
+    return Scores(len(count), dict(zip(NAMES, made, strict=True)))
+
+  return _scores.evaluator(look, every, NAMES)
 
 
-def _score(
-  model: Model, weights: Params, batch: Batch
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Of a batch [B, T]: nats, right guesses and tokens, summed."""
+def _score(model: Model, weights: Params, batch: Batch) -> jax.Array:
+  """Nats, right guesses and tokens, summed over each row of a batch [B, T]: [3, B]."""
   hidden, _, _ = model.hidden(weights, batch)
   head: Any = functools.partial(model.heads['lm'], weights)
   targets, counts = jnp.asarray(batch['targets']), jnp.asarray(batch['weights'])
   loss = cross_entropy(head, jnp.asarray(hidden), targets, counts)
 
   def total(values: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(counts > 0, values * counts, 0))
+    return jnp.sum(jnp.where(counts > 0, values * counts, 0), 1)
 
-  return total(loss.nats), total(loss.correct), jnp.sum(counts)
-
-
-def _first(task: Task, limit: int) -> Task:
-  """The first documents of a task."""
-  return _First(task.name, task.kind, f'{task.digest}/{limit}', task, limit)
-
-
-@dataclasses.dataclass
-class _First:
-  name: str
-  kind: str
-  digest: str
-  task: Task
-  limit: int
-
-  def __len__(self) -> int:
-    return min(self.limit, len(self.task))
-
-  def example(self, index: int) -> Any:
-    return self.task.example(index)
+  sums = jnp.stack([total(loss.nats), total(loss.correct), jnp.sum(counts, 1)])
+  return sharding.shard(sums, None, None)
