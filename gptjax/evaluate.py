@@ -45,6 +45,8 @@ def main(values: types.SimpleNamespace) -> None:
   folder = os.path.dirname(os.path.abspath(values.out))
   if values.out and not (os.path.isdir(folder) and not os.path.isdir(values.out)):
     raise Mistake(f'--out={values.out}: a file in a folder that is there.')
+  from etils import epath
+
   from gptjax import evaluation, files, screen  # JAX takes seconds to import.
   from gptjax.run import open_run
 
@@ -71,7 +73,7 @@ def main(values: types.SimpleNamespace) -> None:
   if values.out:
     with files.reporting(f'cannot write {values.out}'):
       text = json.dumps(whole, ensure_ascii=False, indent=1)
-      files.write(values.out, text + '\n')
+      files.write(epath.Path(values.out), text + '\n')
 
 
 def _table(one: Any) -> str:
