@@ -71,12 +71,8 @@ def compare(name: str, rivals: list[str], pairs: int, parts: bool) -> dict[str, 
   tokens = shape.rows * shape.length
   with tempfile.TemporaryDirectory() as folder:
     weights = f'{folder}/weights.npz'
-    sides = {
-      kind: Side(
-        kind, 'benchmarks.train_step', f'--shapes={name}', f'--weights={weights}'
-      )
-      for kind in ('gptjax', *rivals)
-    }
+    said = ('benchmarks.train_step', f'--shapes={name}', f'--weights={weights}')
+    sides = {kind: Side(kind, *said) for kind in ('gptjax', *rivals)}
     for s in sides.values():  # Ours writes the weights that the others read.
       s.ask('ready')
     first = {side: s.ask('loss') for side, s in sides.items()}
