@@ -56,12 +56,17 @@ def show_start(
   say(line + '.')
 
 
-def show_result(folder: epath.Path, numbers: Mapping[str, float], say: Say) -> None:
+def show_result(
+  c: Mapping[str, Any], folder: epath.Path, numbers: Mapping[str, float], say: Say
+) -> None:
   """The last evaluation as a table, and what to type next."""
   width = max(map(len, numbers), default=0)
   for name, value in numbers.items():
     say(f'  {name:<{width}}  {value:.6g}')
-  say(f'python -m gptjax.generate --run={folder} --prompt="Hello"')
+  if 'lm' in c['model'].get('outputs', ('lm',)):
+    say(f'python -m gptjax.generate --run={folder} --prompt="Hello"')
+  elif c['evals']:
+    say(f'python -m gptjax.evaluate --run={folder} --evals={next(iter(c["evals"]))}')
   say(f'{folder / "report.html"} shows its curves.')
 
 

@@ -67,7 +67,7 @@ def train(
     stack.callback(place.close)
     if result := _finished(place.path, c):
       say(f'{place.path} is finished.')
-      screen.show_result(place.path, result, say)
+      screen.show_result(c, place.path, result, say)
       return result
     stack.enter_context(sharding.use(mesh, rules))
     parts = start.assemble(c, place.path, given, c['data'] or data, say)
@@ -86,7 +86,7 @@ def train(
       result = _loop(c, parts, state, frozen, saves, log, preempted)
     key = {'steps': c['steps'], 'early_stop': c['early_stop'], 'numbers': result}
     files.write(place.path / 'result.json', json.dumps(key) + '\n')
-    screen.show_result(place.path, result, say)
+    screen.show_result(c, place.path, result, say)
   return result
 
 

@@ -19,7 +19,7 @@ from gptjax import sharding, tree
 from gptjax.generate import sampling
 from gptjax.generate.sampling import Settings
 from gptjax.models.layers import unrolls, unstack_layers
-from gptjax.words import Array, Batch, Cache, Model, Params
+from gptjax.words import Array, Batch, Cache, Mistake, Model, Params
 
 SHORTEST = 16  # Tokens of the smallest prefill; larger ones are powers of two.
 
@@ -72,7 +72,12 @@ def make_engine(
     dtype: of the cache and of matrices; None: float32 on a CPU, else bfloat16.
     chunk: tokens of a prompt taken at a time: bounds the memory of long ones.
     rows: prompts prefilled at a time; None: 1 on a CPU, else up to 8.
+
+  Raises:
+    Mistake: a model without the head.
   """
+  if 'lm' not in model.heads:
+    raise Mistake(f"a head 'lm' writes text: the model has {[*model.heads]}.")
   cpu = sharding.platform() == 'cpu'
   dtype = jnp.dtype(dtype or (jnp.float32 if cpu else jnp.bfloat16))
   rows = rows or (1 if cpu else min(slots, 8))

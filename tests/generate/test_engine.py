@@ -308,3 +308,12 @@ def test_requests_that_cannot_be_served_are_mistakes(request_, line):
     check(engine_of(), request_)
   with pytest.raises(Mistake, match=line):
     list(generate(engine_of(), [request_]))
+
+
+def test_a_model_that_writes_no_text_is_refused():
+  model = transformer(
+    vocab=64, layers=1, embed=8, heads=2, mlp=8, outputs=('classes',), classes=2
+  )
+  weights = model.init(jax.random.key(0))
+  with pytest.raises(Mistake, match=r"a head 'lm' writes text: .*\['classes'\]"):
+    make_engine(model, weights, slots=1, length=16)
