@@ -64,7 +64,8 @@ def show_result(
   for name, value in numbers.items():
     say(f'  {name:<{width}}  {value:.6g}')
   if 'lm' in c['model'].get('outputs', ('lm',)):
-    say(f'python -m gptjax.generate --run={folder} --prompt="Hello"')
+    chat = '--chat ' if c['samples'].get('chat') else ''
+    say(f'python -m gptjax.generate --run={folder} {chat}--prompt="Hello"')
   elif c['evals']:
     say(f'python -m gptjax.evaluate --run={folder} --evals={next(iter(c["evals"]))}')
   say(f'{folder / "report.html"} shows its curves.')
