@@ -155,7 +155,9 @@ def test_init_takes_weights_and_tokenizer_only(corpus, tmp_path):
   for name, leaf in one.items():
     np.testing.assert_array_equal(leaf, two[name], err_msg=name)
   c.model.embed = 16
-  with pytest.raises(Mistake, match=r'embed/tokens is \[384, 32\] there and \[384, 16\] here'):
+  with pytest.raises(
+    Mistake, match=r'embed/tokens is \[384, 32\] there and \[384, 16\] here'
+  ):
     train.train(c, str(tmp_path / 'c'), **quiet)
 
 
