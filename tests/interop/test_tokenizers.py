@@ -1,5 +1,6 @@
 """What is written of a tokenizer gives its ids on 10,000 strings, and them back."""
 
+import itertools
 import json
 import re
 
@@ -134,6 +135,44 @@ def test_gguf_gives_our_ids(made, kind, whole):
     ids = again.encode(text)
     np.testing.assert_array_equal(ids, tokenizer.encode(text), repr(text[:300]))
     assert again.decode(ids) == text
+
+
+def llama_cpp(told, text):
+  """As llama.cpp runs a sentencepiece file (llm_tokenizer_spm), written down anew.
+
+  Spaces become U+2581; of all neighbours whose union is a token the one with the best
+  score is joined, the leftmost of equals; what is no token goes to its bytes.
+  """
+  ids = {piece: i for i, piece in enumerate(told['tokenizer.ggml.tokens'])}
+  scores = told['tokenizer.ggml.scores']
+  parts = [*text.replace(' ', '\u2581')]
+  while True:
+    pairs = [a + b for a, b in itertools.pairwise(parts)]
+    known = [(-scores[ids[pair]], i) for i, pair in enumerate(pairs) if pair in ids]
+    if not known:
+      break
+    _, i = min(known)
+    parts[i : i + 2] = [pairs[i]]
+  found = []
+  for part in parts:
+    whole = part in ids
+    names = [part] if whole else [f'<0x{byte:02X}>' for byte in part.encode()]
+    found += [ids[name] for name in names]
+  return found
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'bpe_small'])
+def test_llama_cpp_would_give_our_ids(made, kind):
+  tokenizer = made(kind)
+  told = gguf_tokenizer.write(tokenizer, tokenizer.size)
+  assert told['tokenizer.ggml.model'] == 'llama'
+  assert told['tokenizer.ggml.add_space_prefix'] is False
+  tried = 0
+  for text in [*strings(), *others(tokenizer, 2000)]:
+    if '\u2581' not in text and len(text) <= 80:
+      tried += 1
+      assert llama_cpp(told, text) == tokenizer.encode(text).tolist(), repr(text)
+  assert tried > 5000
 
 
 def edges(tokenizer):
