@@ -365,4 +365,7 @@ def huge_pages() -> None:
   os.environ['GLIBC_TUNABLES'] = f'{tunables}:{tunable}'.lstrip(':')
   sys.stdout.flush()
   signals.hold()
-  os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  try:
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  except OSError:  # Without huge pages, then.
+    signals.at_once()

@@ -236,7 +236,8 @@ def check_program(
   Raises:
     Mistake: it wants more bytes than there are.
   """
-  if flops / 10 < (capacity.capacity() or 0):
+  there = capacity.capacity()
+  if there is None or flops / 10 < there:
     return
   compiled = train_step.lower(state, batch, frozen).compile()
   capacity.check_fits(
